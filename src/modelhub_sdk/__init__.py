@@ -1,0 +1,156 @@
+"""An embeddable registry for machine-learning models: versions, approval, lineage, verified files.
+
+>>> import modelhub_sdk as hub
+>>> reg = hub.open("memory://")
+>>> v1 = reg.register("customer-churn", {"model.pkl": b"weights"}, metrics={"auc": 0.91})
+>>> reg.approve(v1, "recall +5 %").status
+'approved'
+>>> str(reg.latest("customer-churn"))
+'model://customer-churn/v1'
+
+`open` is where to start; `Registry` has every verb. Heavy parts are imported when they are used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "open": "hub",
+    "resolve": "hub",
+    "use": "hub",
+    "Registry": "registry",
+    "RegistryView": "reads",
+    "Alert": "domain.entities",
+    "Alias": "domain.entities",
+    "AuditRecord": "domain.entities",
+    "Comparison": "domain.compare",
+    "IngestReport": "domain.entities",
+    "Listing": "domain.entities",
+    "Model": "domain.entities",
+    "ModelVersion": "domain.entities",
+    "Resolved": "domain.entities",
+    "Use": "domain.entities",
+    "Verification": "domain.entities",
+    "Busy": "errors",
+    "ClockSkew": "errors",
+    "Conflict": "errors",
+    "CredentialsRefused": "errors",
+    "DigestMismatch": "errors",
+    "InvalidDocument": "errors",
+    "InvalidName": "errors",
+    "InvalidQuery": "errors",
+    "InvalidURI": "errors",
+    "JournalTooNew": "errors",
+    "KeyReused": "errors",
+    "MissingExtra": "errors",
+    "ModelHubError": "errors",
+    "NoApprovedVersion": "errors",
+    "NotAllowed": "errors",
+    "NotApproved": "errors",
+    "NotFound": "errors",
+    "Offline": "errors",
+    "Purged": "errors",
+    "StoreUnavailable": "errors",
+    "Unmet": "errors",
+    "UnsafeStore": "errors",
+}
+
+__all__ = [
+    "Alert",
+    "Alias",
+    "AuditRecord",
+    "Busy",
+    "ClockSkew",
+    "Comparison",
+    "Conflict",
+    "CredentialsRefused",
+    "DigestMismatch",
+    "IngestReport",
+    "InvalidDocument",
+    "InvalidName",
+    "InvalidQuery",
+    "InvalidURI",
+    "JournalTooNew",
+    "KeyReused",
+    "Listing",
+    "MissingExtra",
+    "Model",
+    "ModelHubError",
+    "ModelVersion",
+    "NoApprovedVersion",
+    "NotAllowed",
+    "NotApproved",
+    "NotFound",
+    "Offline",
+    "Purged",
+    "Registry",
+    "RegistryView",
+    "Resolved",
+    "StoreUnavailable",
+    "Unmet",
+    "UnsafeStore",
+    "Use",
+    "Verification",
+    "open",
+    "resolve",
+    "use",
+]
+
+if TYPE_CHECKING:
+    from modelhub_sdk.domain.compare import Comparison
+    from modelhub_sdk.domain.entities import (
+        Alert,
+        Alias,
+        AuditRecord,
+        IngestReport,
+        Listing,
+        Model,
+        ModelVersion,
+        Resolved,
+        Use,
+        Verification,
+    )
+    from modelhub_sdk.errors import (
+        Busy,
+        ClockSkew,
+        Conflict,
+        CredentialsRefused,
+        DigestMismatch,
+        InvalidDocument,
+        InvalidName,
+        InvalidQuery,
+        InvalidURI,
+        JournalTooNew,
+        KeyReused,
+        MissingExtra,
+        ModelHubError,
+        NoApprovedVersion,
+        NotAllowed,
+        NotApproved,
+        NotFound,
+        Offline,
+        Purged,
+        StoreUnavailable,
+        Unmet,
+        UnsafeStore,
+    )
+    from modelhub_sdk.hub import open, resolve, use  # noqa: A004  (hub.open reads as it does)
+    from modelhub_sdk.reads import RegistryView
+    from modelhub_sdk.registry import Registry
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,180 @@
+"""The human-readable record of every event: one sentence each."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+from modelhub_sdk.domain import events as ev
+
+
+def action_of(kind: str) -> str:
+    """Return the action that an event kind is shown as: the kind itself."""
+    return kind
+
+
+def described(event: ev.Event, texts: Mapping[str, str]) -> tuple[str, str]:
+    """Return what *event* is about (a URI, or "" for the registry), and a sentence about it.
+
+    *texts* maps seals to what they stand for; a text that was erased is shown as such.
+    """
+    model = getattr(event, "model", "")
+    number = getattr(event, "number", 0)
+    subject = f"model://{model}/v{number}" if model and number else f"model://{model}/" if model else ""
+    sentence = _said(event, subject, texts)
+    reason = getattr(event, "reason", None)
+    if reason:
+        sentence += f": {texts.get(reason, '(redacted)')}"
+    return subject, sentence
+
+
+@functools.singledispatch
+def _said(event: ev.Event, subject: str, texts: Mapping[str, str]) -> str:
+    name = event.name if isinstance(event, ev.Unknown) else event.kind
+    return f"{name} (of a newer release) {subject}".rstrip()
+
+
+@_said.register
+def _(event: ev.RegistryCreated, subject: str, texts: Mapping[str, str]) -> str:
+    place = f", artifacts in {event.artifacts}" if event.artifacts else ""
+    return f"created the registry {event.id}{place}"
+
+
+@_said.register
+def _(event: ev.SettingsChanged, subject: str, texts: Mapping[str, str]) -> str:
+    return "configured " + ", ".join(f"{name} = {value!r}" for name, value in sorted(event.settings.items()))
+
+
+@_said.register
+def _(event: ev.Redacted, subject: str, texts: Mapping[str, str]) -> str:
+    return f"redacted {event.what} of {subject}"
+
+
+@_said.register
+def _(event: ev.ModelCreated, subject: str, texts: Mapping[str, str]) -> str:
+    return f"created {subject}" + _changes(
+        event.texts, event.fields, texts, tags=event.tags, projects=event.projects
+    )
+
+
+@_said.register
+def _(event: ev.ModelEdited, subject: str, texts: Mapping[str, str]) -> str:
+    return f"edited {subject}" + _changes(
+        event.texts,
+        event.fields,
+        texts,
+        tags=(*(f"+{t}" for t in event.add_tags), *(f"-{t}" for t in event.remove_tags)),
+        projects=(*(f"+{p}" for p in event.add_projects), *(f"-{p}" for p in event.remove_projects)),
+    )
+
+
+@_said.register
+def _(event: ev.VersionEdited, subject: str, texts: Mapping[str, str]) -> str:
+    tags = (*(f"+{t}" for t in event.add_tags), *(f"-{t}" for t in event.remove_tags))
+    return f"edited {subject}" + _changes(event.texts, event.fields, texts, tags=tags)
+
+
+@_said.register
+def _(event: ev.AliasMoved, subject: str, texts: Mapping[str, str]) -> str:
+    targets = ", ".join(
+        f"v{number}" if weight == 100 else f"v{number} ({weight} %)"
+        for number, weight in sorted(event.weights.items())
+    )
+    return f"pointed {subject}{event.alias} at {targets}"
+
+
+@_said.register
+def _(event: ev.AliasDeleted, subject: str, texts: Mapping[str, str]) -> str:
+    return f"deleted the alias {subject}{event.alias}"
+
+
+@_said.register
+def _(event: ev.VersionRegistered, subject: str, texts: Mapping[str, str]) -> str:
+    count = f"{len(event.files)} files" if not event.document else "many files"
+    if len(event.files) == 1:
+        count = "1 file"
+    run = f" by run {event.run_id}" if event.run_id else ""
+    return f"registered {subject} ({count}, {event.size:,} bytes){run}"
+
+
+@_said.register
+def _(event: ev.VersionCommented, subject: str, texts: Mapping[str, str]) -> str:
+    return f"commented on {subject}: {texts.get(event.text, '(redacted)')}"
+
+
+@_said.register
+def _(event: ev.VersionAttached, subject: str, texts: Mapping[str, str]) -> str:
+    return f"attached {event.name} ({event.size:,} bytes) to {subject}"
+
+
+@_said.register
+def _(event: ev.EvaluationAdded, subject: str, texts: Mapping[str, str]) -> str:
+    metrics = ", ".join(f"{name} = {value}" for name, value in event.metrics.items())
+    data = f" on {event.data}" if event.data else ""
+    return f"evaluated {subject}{data}: {metrics}"
+
+
+@_said.register
+def _(event: ev.VersionApproved, subject: str, texts: Mapping[str, str]) -> str:
+    return f"approved {subject}"
+
+
+@_said.register
+def _(event: ev.VersionRejected, subject: str, texts: Mapping[str, str]) -> str:
+    return f"rejected {subject}"
+
+
+@_said.register
+def _(event: ev.VersionReopened, subject: str, texts: Mapping[str, str]) -> str:
+    return f"reopened {subject}"
+
+
+@_said.register
+def _(event: ev.Archived, subject: str, texts: Mapping[str, str]) -> str:
+    return f"archived {subject}"
+
+
+@_said.register
+def _(event: ev.Restored, subject: str, texts: Mapping[str, str]) -> str:
+    return f"restored {subject}"
+
+
+@_said.register
+def _(event: ev.VersionPurged, subject: str, texts: Mapping[str, str]) -> str:
+    what = "all files" if event.paths is None else ", ".join(event.paths)
+    return f"purged {what} of {subject}"
+
+
+@_said.register
+def _(event: ev.OutputsIngested, subject: str, texts: Mapping[str, str]) -> str:
+    made = ", ".join(event.versions) or "no versions"
+    alerts = f", {len(event.alerts)} alerts" if event.alerts else ""
+    return f"ingested {'outputs' if event.document else f'{len(event.outputs)} outputs'}: {made}{alerts}"
+
+
+@_said.register
+def _(event: ev.UsesRecorded, subject: str, texts: Mapping[str, str]) -> str:
+    return f"recorded {len(event.uses)} uses"
+
+
+def _changes(
+    texts: Mapping[str, str | None],
+    fields: Mapping[str, str | None],
+    known: Mapping[str, str],
+    **lists: tuple[str, ...],
+) -> str:
+    parts = []
+    for name, seal in texts.items():
+        if seal is None:
+            parts.append(f"{name} removed")
+        else:
+            text = known.get(seal, "(redacted)")
+            parts.append(f"{name} {text if len(text) <= 60 and chr(10) not in text else 'changed'}")
+    for name, seal in fields.items():
+        if seal is None:
+            parts.append(f"{name} removed")
+        else:
+            value = known.get(seal)
+            parts.append(f"{name} = {'(redacted)' if value is None else value[2:][:60]}")
+    parts += [f"{name} {', '.join(values)}" for name, values in lists.items() if values]
+    return f" ({'; '.join(parts)})" if parts else ""

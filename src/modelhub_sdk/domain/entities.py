@@ -1,0 +1,377 @@
+"""What users get back: frozen values, equal when equal, picklable, with no hidden connection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Generic, Literal, TypeVar, overload
+
+from attrs import field, frozen
+
+from modelhub_sdk.domain.values import Frozen, Value
+
+Status = Literal["pending", "approved", "rejected"]
+T = TypeVar("T")
+
+
+def one_line(text: str) -> str:
+    """Return *text* as one printable line: what could move a cursor or turn the writing is escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+@frozen
+class File:
+    """One file of a version: its POSIX path, size in bytes, and ``sha256:<hex>`` digest."""
+
+    path: str
+    size: int
+    digest: str
+
+
+@frozen
+class Comment:
+    """What somebody said about a version. `text` is None once redacted."""
+
+    at: datetime
+    by: str | None
+    text: str | None
+
+
+@frozen
+class Evaluation:
+    """Metrics measured after the registration: dated, by their author, never overwritten."""
+
+    at: datetime
+    by: str | None
+    metrics: Mapping[str, Value]
+    data: str | None = None
+    note: str | None = None
+    files: tuple[File, ...] = ()
+
+
+@frozen
+class Attachment:
+    """A file beside a version (a plot, a report); not part of its manifest."""
+
+    name: str
+    size: int
+    digest: str
+    at: datetime
+    by: str | None = None
+
+
+class _Shown:
+    """What ``print`` and notebooks show, by the views, imported when they are asked for."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        from modelhub_sdk.views import text
+
+        return text.render(self)
+
+    def _repr_html_(self) -> str:
+        from modelhub_sdk.views import html
+
+        return html.render(self)
+
+
+@frozen
+class Model(_Shown):
+    """A registered model, as it was at entry `seq` of the journal."""
+
+    name: str
+    title: str | None
+    description: str | None
+    fields: Mapping[str, Value]
+    tags: tuple[str, ...]
+    owner: str | None
+    projects: tuple[str, ...]
+    created_at: datetime
+    created_by: str | None
+    modified_at: datetime
+    seq: int
+    latest: int | None
+    last_number: int
+    counts: Mapping[str, int]
+    aliases: Mapping[str, Mapping[int, int]]
+    archived: bool = False
+
+    @property
+    def uri(self) -> str:
+        """``model://<name>/``."""
+        return f"model://{self.name}/"
+
+    def __str__(self) -> str:
+        return self.uri
+
+
+@frozen
+class ModelVersion(_Shown):
+    """A numbered version of a model, as it was at entry `seq` of the journal.
+
+    `size` is in bytes, `duration` (of the run that made it) in seconds, times are aware UTC.
+    `digest` is that of the manifest. A text that was redacted is None.
+    """
+
+    uri: str
+    model: str
+    number: int
+    status: Status
+    files: tuple[File, ...]
+    digest: str
+    size: int
+    metrics: Mapping[str, Value] = Frozen()
+    evaluations: tuple[Evaluation, ...] = ()
+    params: Mapping[str, Value] = Frozen()
+    tags: tuple[str, ...] = ()
+    note: str | None = None
+    description: str | None = None
+    fields: Mapping[str, Value] = Frozen()
+    inputs: tuple[str, ...] = ()
+    created_at: datetime = field(kw_only=True)
+    created_by: str | None = None
+    decided_at: datetime | None = None
+    decided_by: str | None = None
+    reason: str | None = None
+    run_id: str | None = None
+    aliases: tuple[str, ...] = ()
+    attachments: tuple[Attachment, ...] = ()
+    comments: tuple[Comment, ...] = ()
+    duration: float | None = None
+    archived: bool = False
+    purged: bool = False
+    seq: int = 0
+
+    def __str__(self) -> str:
+        return self.uri
+
+
+@frozen
+class Alias(_Shown):
+    """A name that points at one version, or at several by weight (weights sum up to 100)."""
+
+    model: str
+    name: str
+    weights: Mapping[int, int]
+    at: datetime
+    by: str | None
+    reason: str | None = None
+    seq: int = 0
+
+    @property
+    def number(self) -> int:
+        """The version with the most weight; the highest of several."""
+        return max(self.weights, key=lambda n: (self.weights[n], n))
+
+    @property
+    def uri(self) -> str:
+        """``model://<model>/<alias>``."""
+        return f"model://{self.model}/{self.name}"
+
+    def __str__(self) -> str:
+        return self.uri
+
+
+@frozen
+class AuditRecord(_Shown):
+    """One thing that happened: when, who, what, to what, from where.
+
+    `action` is the event's kind (``version.approved``); `detail` is a sentence for people;
+    `via` says from where (library, host); `facts` are the event's own fields.
+    """
+
+    at: datetime
+    actor: str | None
+    action: str
+    subject: str
+    detail: str
+    via: str | None
+    seq: int
+    facts: Mapping[str, Any] = Frozen()
+
+    def __str__(self) -> str:
+        return one_line(f"{self.at:%Y-%m-%d %H:%M:%S} {self.actor or '(redacted)'}: {self.detail}")
+
+
+@frozen
+class Use:
+    """A version resolved: when, by whom, from where, under which name it was asked for."""
+
+    id: str
+    uri: str
+    asked: str
+    at: datetime
+    actor: str | None
+    host: str | None = None
+    run_id: str | None = None
+
+
+@frozen
+class Verification(_Shown):
+    """What `verify` found. `ok` is True when there are no `problems` (one sentence each)."""
+
+    ok: bool
+    problems: tuple[str, ...]
+    entries: int
+    blobs: int
+    head: str
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+
+@frozen
+class Alert:
+    """Something in an ingested folder that could not be honoured; nothing was lost by it."""
+
+    message: str
+    file: str | None = None
+    line: int | None = None
+    column: int | None = None
+    key: str | None = None
+
+    def __str__(self) -> str:
+        place = ":".join(str(p) for p in (self.file, self.line, self.column) if p is not None)
+        return one_line(f"{place}: {self.message}" if place else self.message)
+
+
+@frozen
+class Output:
+    """One file that a run wrote: with the properties and annotations of its sidecars."""
+
+    path: str
+    size: int
+    digest: str
+    properties: Mapping[str, Value] = Frozen()
+    annotations: Mapping[str, Any] = Frozen()
+
+
+@frozen
+class IngestReport(_Shown):
+    """What `ingest` made of a folder of outputs."""
+
+    versions: tuple[ModelVersion, ...]
+    dataset_versions: tuple[str, ...] = ()
+    datums: tuple[str, ...] = ()
+    alerts: tuple[Alert, ...] = ()
+    outputs: tuple[Output, ...] = ()
+    repeated: bool = False
+
+
+@frozen
+class Resolved(_Shown):
+    """A version that stands on this disk, whole and verified.
+
+    `uri` is pinned (``model://name/v3``), `path` the folder, or the file when one file was asked
+    for; `files` are its paths relative to `path`; `as_of` is when the registry was asked.
+    """
+
+    uri: str
+    path: str
+    files: tuple[str, ...]
+    version: ModelVersion
+    as_of: datetime
+
+    def __fspath__(self) -> str:
+        return self.path
+
+    def __str__(self) -> str:
+        return self.path
+
+
+class Listing(_Shown, Sequence[T], Generic[T]):
+    """One page of an answer, read completely: a sequence of frozen values.
+
+    `total` counts all that match, `next()` reads the page after this one.
+    """
+
+    __slots__ = ("_items", "_more", "total")
+
+    def __init__(
+        self, items: Sequence[T], total: int | None = None, more: Callable[[], Listing[T]] | None = None
+    ) -> None:
+        self._items = tuple(items)
+        self.total = len(self._items) if total is None else total
+        self._more = more
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[T, ...]: ...
+    def __getitem__(self, index: int | slice) -> T | tuple[T, ...]:
+        return self._items[index]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._items)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Listing):
+            return self._items == other._items
+        return NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # a page compares by content
+
+    def __repr__(self) -> str:
+        return f"<Listing of {len(self)} of {self.total}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Listing, (self._items, self.total)  # the next page needs the registry; a pickle has none
+
+    def first(self) -> T | None:
+        """Return the first item, or None."""
+        return self._items[0] if self._items else None
+
+    def next(self) -> Listing[T]:
+        """Return the following page, empty after the last."""
+        return self._more() if self._more else Listing(())
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Return one plain dict per item: mappings, lists and scalars only (times are ISO text)."""
+        from modelhub_sdk.views import tables
+
+        return tables.to_dicts(self)
+
+    def to_pandas(self) -> Any:
+        """Return a ``pandas.DataFrame``, one row per item, mappings as ``a.b`` columns.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        from modelhub_sdk.views import tables
+
+        return tables.to_pandas(self)
+
+    def save(self, path: Any) -> None:
+        """Write the page to *path*: ``.csv`` or ``.json`` by its ending.
+
+        Raises:
+            InvalidName: another ending.
+        """
+        from modelhub_sdk.views import tables
+
+        tables.save(self, path)
+
+
+__all__ = [
+    "Alert",
+    "Alias",
+    "Attachment",
+    "AuditRecord",
+    "Comment",
+    "Evaluation",
+    "File",
+    "IngestReport",
+    "Listing",
+    "Model",
+    "ModelVersion",
+    "Output",
+    "Resolved",
+    "Status",
+    "Use",
+    "Value",
+    "Verification",
+]

@@ -1,0 +1,402 @@
+"""The facts that a journal holds: a small closed union, named by what happened, additive for ever.
+
+An `Entry` is what one commit appends. Names of fields and kinds are the stored format: never
+rename one, never change its meaning; add a field with a default, or add a kind.
+
+What people typed, and what names a person or a machine, is *sealed*: the event holds a salted
+digest, and the text lies in the entry's private part, where it can be erased without breaking the
+chain. A field of the type `Sealed` is such a digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, ClassVar, NewType
+
+from attrs import field, frozen
+
+from modelhub_sdk.domain.entities import File
+from modelhub_sdk.domain.values import Frozen, Value, from_json, number, to_json
+
+Sealed = NewType("Sealed", str)
+"""The hex sha256 of a 16-byte salt and a text in UTF-8."""
+
+FORMAT = 1
+"""The number of the stored format that this release writes, and the highest that it reads."""
+
+
+class Sealer:
+    """Seals the texts of one entry and keeps them for its private part."""
+
+    def __init__(self, entropy: Callable[[int], bytes]) -> None:
+        self._entropy = entropy
+        self.texts: dict[str, tuple[str, str]] = {}
+
+    def __call__(self, text: str) -> Sealed:
+        """Return the digest that stands for *text* in the journal."""
+        salt = self._entropy(16)
+        digest = seal(salt, text)
+        self.texts[digest] = (salt.hex(), text)
+        return Sealed(digest)
+
+    def maybe(self, text: str | None) -> Sealed | None:
+        """Return the seal of *text*, None for None or an empty text."""
+        return self(text) if text else None
+
+    def value(self, value: Value) -> Sealed:
+        """Return the seal of a field's value, kept as `printed_value`."""
+        return self(printed_value(value))
+
+
+def printed_value(value: Value) -> str:
+    """Return a field's value as text that an index can compare: ``s:text``, ``n:number``, ``b:0`` or ``j:json``."""
+    if isinstance(value, str):
+        return "s:" + value
+    if isinstance(value, bool):
+        return f"b:{value:d}"
+    if isinstance(value, (int, float)) and number(value) is not None:
+        return "n:" + repr(value)
+    return "j:" + json.dumps(to_json(value), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def seal(salt: bytes, text: str) -> str:
+    """Return the hex digest of *text* under *salt*."""
+    return hashlib.sha256(salt + text.encode()).hexdigest()
+
+
+def unsealed_value(text: str | None) -> Value:
+    """Return the field value that was printed as *text*; None when it was erased."""
+    if text is None:
+        return None
+    if text.startswith("s:"):
+        return text[2:]
+    return text == "b:1" if text.startswith("b:") else from_json(json.loads(text[2:]))
+
+
+@frozen
+class Event:
+    """One thing that happened. Never used directly."""
+
+    kind: ClassVar[str] = ""
+
+
+# --- the registry -----------------------------------------------------------------------------------
+
+
+@frozen
+class RegistryCreated(Event):
+    """The first event of every journal. `artifacts` is None where the bytes lie beside the journal."""
+
+    kind: ClassVar[str] = "registry.created"
+    id: str
+    artifacts: str | None = None
+
+
+@frozen
+class SettingsChanged(Event):
+    """Settings merged into those that were there; None removes one."""
+
+    kind: ClassVar[str] = "registry.configured"
+    settings: Mapping[str, Any]
+
+
+@frozen
+class Redacted(Event):
+    """Private texts that were erased, as (entry, digest); `what` names them in words."""
+
+    kind: ClassVar[str] = "text.redacted"
+    model: str
+    number: int
+    what: str
+    items: tuple[tuple[int, str], ...]
+    reason: Sealed | None = None
+
+
+# --- models -----------------------------------------------------------------------------------------
+
+
+@frozen
+class ModelCreated(Event):
+    """A registered model came to be. `texts`: title, description, owner."""
+
+    kind: ClassVar[str] = "model.created"
+    model: str
+    texts: Mapping[str, Sealed | None] = Frozen()
+    fields: Mapping[str, Sealed | None] = Frozen()
+    tags: tuple[str, ...] = ()
+    projects: tuple[str, ...] = ()
+
+
+@frozen
+class ModelEdited(Event):
+    """Only what changed; a text or field that is None was removed."""
+
+    kind: ClassVar[str] = "model.edited"
+    model: str
+    texts: Mapping[str, Sealed | None] = Frozen()
+    fields: Mapping[str, Sealed | None] = Frozen()
+    add_tags: tuple[str, ...] = ()
+    remove_tags: tuple[str, ...] = ()
+    add_projects: tuple[str, ...] = ()
+    remove_projects: tuple[str, ...] = ()
+
+
+@frozen
+class AliasMoved(Event):
+    """An alias points at these versions from now on: number -> weight, weights sum up to 100."""
+
+    kind: ClassVar[str] = "alias.moved"
+    model: str
+    alias: str
+    weights: Mapping[int, int]
+    reason: Sealed | None = None
+
+
+@frozen
+class AliasDeleted(Event):
+    """An alias points at nothing from now on."""
+
+    kind: ClassVar[str] = "alias.deleted"
+    model: str
+    alias: str
+    reason: Sealed | None = None
+
+
+# --- versions ---------------------------------------------------------------------------------------
+
+
+@frozen
+class VersionRegistered(Event):
+    """A numbered version, pending. Its files stand here, or in the document `document` if they are many.
+
+    `key` is its idempotency key; the text behind `content` digests what the key stands for.
+    """
+
+    kind: ClassVar[str] = "version.registered"
+    model: str
+    number: int
+    manifest: str
+    size: int
+    files: tuple[File, ...] = ()
+    document: str | None = None
+    metrics: Mapping[str, Value] = Frozen()
+    params: Mapping[str, Value] = Frozen()
+    tags: tuple[str, ...] = ()
+    texts: Mapping[str, Sealed | None] = Frozen()
+    fields: Mapping[str, Sealed | None] = Frozen()
+    inputs: tuple[str, ...] = ()
+    run_id: str | None = None
+    duration: float | None = None
+    content: Sealed | None = None
+    key: str | None = None
+
+
+@frozen
+class VersionEdited(Event):
+    """Only what changed; a text or field that is None was removed."""
+
+    kind: ClassVar[str] = "version.edited"
+    model: str
+    number: int
+    texts: Mapping[str, Sealed | None] = Frozen()
+    fields: Mapping[str, Sealed | None] = Frozen()
+    add_tags: tuple[str, ...] = ()
+    remove_tags: tuple[str, ...] = ()
+
+
+@frozen
+class VersionCommented(Event):
+    """Somebody said something about a version."""
+
+    kind: ClassVar[str] = "version.commented"
+    model: str
+    number: int
+    text: Sealed
+
+
+@frozen
+class VersionAttached(Event):
+    """A file beside a version; the same name again replaces what is shown, the history keeps both."""
+
+    kind: ClassVar[str] = "version.attached"
+    model: str
+    number: int
+    name: str
+    size: int
+    digest: str
+
+
+@frozen
+class EvaluationAdded(Event):
+    """Metrics measured after the registration."""
+
+    kind: ClassVar[str] = "version.evaluated"
+    model: str
+    number: int
+    metrics: Mapping[str, Value]
+    data: str | None = None
+    files: tuple[File, ...] = ()
+    note: Sealed | None = None
+
+
+@frozen
+class VersionApproved(Event):
+    """Approved, by the entry's actor."""
+
+    kind: ClassVar[str] = "version.approved"
+    model: str
+    number: int
+    reason: Sealed | None = None
+
+
+@frozen
+class VersionRejected(Event):
+    """Rejected, by the entry's actor."""
+
+    kind: ClassVar[str] = "version.rejected"
+    model: str
+    number: int
+    reason: Sealed | None = None
+
+
+@frozen
+class VersionReopened(Event):
+    """Pending again."""
+
+    kind: ClassVar[str] = "version.reopened"
+    model: str
+    number: int
+    reason: Sealed | None = None
+
+
+@frozen
+class Archived(Event):
+    """Put away; number 0 means the model itself."""
+
+    kind: ClassVar[str] = "archived"
+    model: str
+    number: int
+    reason: Sealed | None = None
+
+
+@frozen
+class Restored(Event):
+    """Taken out of the archive; number 0 means the model itself."""
+
+    kind: ClassVar[str] = "restored"
+    model: str
+    number: int
+    reason: Sealed | None = None
+
+
+@frozen
+class VersionPurged(Event):
+    """Files given up for good: `paths` of the version, all of them when None."""
+
+    kind: ClassVar[str] = "version.purged"
+    model: str
+    number: int
+    paths: tuple[str, ...] | None = None
+    reason: Sealed | None = None
+
+
+# --- runs and uses ----------------------------------------------------------------------------------
+
+
+@frozen
+class OutputsIngested(Event):
+    """A folder of outputs was read: `outputs` (or the document that lists them), what came of it, alerts.
+
+    `key` makes a repeated ingest change nothing.
+    """
+
+    kind: ClassVar[str] = "outputs.ingested"
+    key: str
+    run_id: str | None = None
+    outputs: tuple[Mapping[str, Any], ...] = ()
+    document: str | None = None
+    versions: tuple[str, ...] = ()
+    alerts: tuple[Mapping[str, Any], ...] = ()
+
+
+@frozen
+class UseNoted:
+    """One use, as it left the inbox."""
+
+    id: str
+    model: str
+    number: int
+    asked: str
+    at: datetime
+    actor: Sealed | None = None
+    host: Sealed | None = None
+    run_id: str | None = None
+
+
+@frozen
+class UsesRecorded(Event):
+    """Uses taken from the inbox."""
+
+    kind: ClassVar[str] = "uses.recorded"
+    uses: tuple[UseNoted, ...]
+
+
+@frozen
+class Unknown(Event):
+    """An event of a kind that this release does not know: kept, shown in audit, not folded."""
+
+    name: str = ""
+    data: Mapping[str, Any] = Frozen()
+
+
+KINDS: dict[str, type[Event]] = {
+    cls.kind: cls
+    for cls in (
+        RegistryCreated,
+        SettingsChanged,
+        Redacted,
+        ModelCreated,
+        ModelEdited,
+        AliasMoved,
+        AliasDeleted,
+        VersionRegistered,
+        VersionEdited,
+        VersionCommented,
+        VersionAttached,
+        EvaluationAdded,
+        VersionApproved,
+        VersionRejected,
+        VersionReopened,
+        Archived,
+        Restored,
+        VersionPurged,
+        OutputsIngested,
+        UsesRecorded,
+    )
+}
+"""Kind name -> class: the closed union."""
+
+
+@frozen
+class Entry:
+    """What one commit appends: all of it, or none.
+
+    `scope` is the model, dataset, project, run or registry that it concerns (``model:churn``).
+    `private` maps each seal to its text; a seal that is missing was erased. `documents` are the
+    events as canonical JSON, where an entry was decoded: they need not be printed again.
+    """
+
+    seq: int
+    id: str
+    scope: str
+    at: datetime
+    actor: Sealed
+    via: Mapping[str, str]
+    events: tuple[Event, ...]
+    private: Mapping[str, str] = field(factory=Frozen, eq=False)
+    documents: tuple[str, ...] = field(default=(), eq=False, repr=False)
+    format: int = FORMAT
+    min_reader: int = 1

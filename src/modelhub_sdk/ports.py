@@ -1,0 +1,85 @@
+"""The small protocols between the registry and the world.
+
+A backend is a `Store`: a journal (`append`, `read`, `erase`) and an inbox (`note`, `notes`,
+`forget`). It knows nothing of models. Third parties register theirs under the entry-point group
+``modelhub_sdk.stores`` (scheme -> factory ``(url, **options) -> Store``) and get the private
+index for free; `modelhub_sdk.testing.StoreConformance` says whether it keeps the laws:
+
+1. *Once.* For a given seq exactly one `append` succeeds, over all threads, processes and hosts.
+2. *Whole.* A record is visible complete or not at all, also after SIGKILL at any moment.
+3. *Faithful.* `read` gives back the bytes, in order, and stops at the first missing number.
+4. *Prompt.* After `append` has returned, every later `read` anywhere sees the record.
+5. *Inbox.* A noted id is listed until it is forgotten; noting it again changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime
+from typing import Protocol, runtime_checkable
+
+from attrs import frozen
+
+
+class SequenceTaken(Exception):
+    """Raised by `append`: that number exists already. Caught by the commit loop, never seen by users."""
+
+
+@frozen
+class Record:
+    """One journal entry as bytes, as a store keeps it.
+
+    `body` is what the chain covers; `private` lies beside it and can be erased; `chain` is the
+    hex digest that links this record to the one before (see ``formats.codec.chain``).
+    """
+
+    seq: int
+    scope: str
+    chain: str
+    body: bytes
+    private: bytes
+
+
+@frozen
+class Note:
+    """One message for the inbox: a unique id (a uuid, as hex) and its bytes."""
+
+    id: str
+    body: bytes
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Where the journal and the inbox live. All methods are safe to call from several threads."""
+
+    url: str
+    """The canonical place, without any secret."""
+
+    def append(self, record: Record) -> None:
+        """Store *record*, durably and whole, if its seq is free.
+
+        Raises:
+            SequenceTaken: a record with that seq exists (it may be this very one, when an answer was lost).
+            StoreUnavailable: it is unknown whether the record was stored.
+        """
+
+    def read(self, after: int, limit: int | None = None) -> Iterator[Record]:
+        """Yield the records after seq *after*, in order, up to *limit*, ending at the first gap."""
+
+    def erase(self, seq: int, private: bytes) -> None:
+        """Replace the private part of record *seq* by *private*, durably. The body stays."""
+
+    def note(self, notes: Sequence[Note]) -> None:
+        """Put *notes* into the inbox. May be called by thousands of processes at once."""
+
+    def notes(self, limit: int, *, after: str = "", skip: Collection[str] = ()) -> list[Note]:
+        """Return up to *limit* notes in the order of their ids: those after *after* that are not in *skip*."""
+
+    def forget(self, ids: Sequence[str]) -> None:
+        """Remove notes; unknown ids are fine."""
+
+    def now(self) -> datetime | None:
+        """Return the store's own clock, aware UTC, or None where it has none."""
+
+    def close(self) -> None:
+        """Release connections. The store is not used again."""
