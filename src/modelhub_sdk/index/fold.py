@@ -1,0 +1,335 @@
+"""The fold: one event to its row changes. It reads nothing, so a thousand entries are one batch.
+
+A fold is total: every event that decodes folds, whatever a strange writer put into it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from math import isfinite
+from typing import Any
+
+from modelhub_sdk.domain import events as ev
+from modelhub_sdk.domain.values import Value, leaves, number, text_of, to_json
+from modelhub_sdk.formats import codec
+from modelhub_sdk.index import schema
+from modelhub_sdk.index.schema import FOREVER
+from modelhub_sdk.index.sql import Sql
+
+_EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+
+
+def micros(at: datetime) -> int:
+    """Return *at* as whole microseconds since 1970, UTC."""
+    delta = at - _EPOCH
+    return (delta.days * 86400 + delta.seconds) * 1_000_000 + delta.microseconds
+
+
+_COLUMNS = {table.name: len(table.columns) for table in schema.TABLES}
+_INSERT = {
+    name: f"INSERT INTO @{name} VALUES ({', '.join('?' * count)})"
+    # What may lawfully come twice: a use that two writers took from the inbox, a model of an old scope.
+    + (" ON CONFLICT DO NOTHING" if name in ("used", "gone", "text", "key", "model", "fact") else "")
+    for name, count in _COLUMNS.items()
+}
+_CLOSE = "UPDATE @fact SET until = ? WHERE model = ? AND number = ? AND name = ? AND until = ?"
+_CLOSE_VALUE = _CLOSE + " AND value = ?"
+
+_Place = tuple[str, int, str]
+
+
+class Batch:
+    """Row changes of some entries, written together."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[tuple[Any, ...]]] = {}
+        self._open: dict[_Place, dict[str, list[Any]]] = {}  # asserted in this batch, and still true
+        self._closed: list[list[Any]] = []
+        self._closing: list[tuple[Any, ...]] = []
+        self._closing_value: list[tuple[Any, ...]] = []
+        self._gone: list[tuple[str, str, str]] = []
+        self._leaves: list[tuple[str, int, str, str]] = []
+        self.seq = 0
+        self.n = 0
+        self.texts: Mapping[str, str] = {}
+
+    def insert(self, table: str, *row: Any) -> None:
+        """Write one row that never changes."""
+        self.rows.setdefault(table, []).append(row)
+
+    def many(self, table: str, rows: list[tuple[Any, ...]]) -> None:
+        """Write rows that never change."""
+        if rows:
+            self.rows.setdefault(table, []).extend(rows)
+
+    def state(self, model: str, version: int, name: str, value: str) -> None:
+        """From this entry on, *value* is true of *name*."""
+        row = [model, version, name, value, self.seq, FOREVER]
+        self._open.setdefault((model, version, name), {}).setdefault(value, row)
+
+    def end(self, model: str, version: int, name: str, value: str | None = None) -> None:
+        """From this entry on, *value* (or whatever was) is no longer true of *name*."""
+        fresh = self._open.get((model, version, name), {})
+        if value is None:
+            self._closing.append((self.seq, model, version, name, FOREVER))
+            ended = list(fresh.values())
+            fresh.clear()
+        else:
+            self._closing_value.append((self.seq, model, version, name, FOREVER, value))
+            ended = [fresh.pop(value)] if value in fresh else []
+        for row in ended:
+            if row[4] < self.seq:  # said and unsaid in one entry: it never was
+                row[5] = self.seq
+                self._closed.append(row)
+
+    def become(self, model: str, version: int, name: str, value: str | None) -> None:
+        """From this entry on, *value* is the one thing true of *name*; None: nothing is."""
+        self.end(model, version, name)
+        if value is not None:
+            self.state(model, version, name, value)
+
+    def forget(self, model: str, version: int, seq: int, seal: str) -> None:
+        """Erase a text, and what was made of it."""
+        inside = (seal + ".", seal + "/")  # everything that begins with the seal and a dot
+        self._gone.append((seal, *inside))
+        self._leaves.append((model, version, *inside))
+        self.insert("gone", seq, seal, self.seq)
+
+    def write(self, sql: Sql) -> None:
+        """Write all of it: first what ends in rows that stand already, then the new rows."""
+        if self._closing:
+            sql.many(_CLOSE, self._closing)
+        if self._closing_value:
+            sql.many(_CLOSE_VALUE, self._closing_value)
+        facts = [tuple(row) for row in self._closed]
+        facts += [tuple(row) for values in self._open.values() for row in values.values()]
+        if facts:
+            self.rows["fact"] = facts
+        for table, rows in self.rows.items():
+            sql.many(_INSERT[table], rows)
+        if self._gone:
+            sql.many("DELETE FROM @text WHERE seal = ? OR (seal >= ? AND seal < ?)", self._gone)
+            sql.many(
+                "DELETE FROM @fact WHERE model = ? AND number = ? AND name >= 'leaf:' AND name < 'leaf;'"
+                " AND value >= ? AND value < ?",
+                self._leaves,
+            )
+
+
+def fold(batch: Batch, entry: ev.Entry) -> None:
+    """Add the row changes of *entry* to *batch*."""
+    batch.seq = entry.seq
+    batch.texts = entry.private
+    batch.insert(
+        "entry",
+        entry.seq,
+        entry.id,
+        entry.scope,
+        micros(entry.at),
+        entry.actor,
+        codec.dumps(dict(entry.via)).decode(),
+    )
+    for seal, text in entry.private.items():
+        batch.insert("text", seal, text)
+    for n, (event, document) in enumerate(zip(entry.events, codec.documents(entry), strict=True)):
+        batch.n = n
+        batch.insert(
+            "event",
+            entry.seq,
+            n,
+            event.name if isinstance(event, ev.Unknown) else event.kind,
+            getattr(event, "model", ""),
+            getattr(event, "number", 0),
+            document,
+        )
+        _fold(event, batch)
+
+
+@functools.singledispatch
+def _fold(event: ev.Event, batch: Batch) -> None:
+    """Events without a rule of their own change no state: they are audit only."""
+
+
+@_fold.register
+def _(event: ev.SettingsChanged, batch: Batch) -> None:
+    for name, value in event.settings.items():
+        batch.end("", 0, "setting:" + name)
+        if value is not None:  # a setting may be long, and a fact's value is part of keys
+            place = f"{batch.seq}:{batch.n}:{name}"
+            batch.insert("text", place, json.dumps(to_json(value)))
+            batch.state("", 0, "setting:" + name, place)
+
+
+@_fold.register
+def _(event: ev.Redacted, batch: Batch) -> None:
+    for seq, seal in event.items:
+        batch.forget(event.model, event.number, seq, seal)
+
+
+@_fold.register
+def _(event: ev.ModelCreated, batch: Batch) -> None:
+    batch.insert("model", event.model, batch.seq, batch.n)
+    _texts(batch, event.model, 0, event.texts, event.fields)
+    _add(batch, event.model, 0, "tag", event.tags)
+    _add(batch, event.model, 0, "project", event.projects)
+
+
+@_fold.register
+def _(event: ev.ModelEdited, batch: Batch) -> None:
+    _texts(batch, event.model, 0, event.texts, event.fields)
+    _remove(batch, event.model, 0, "tag", event.remove_tags)
+    _add(batch, event.model, 0, "tag", event.add_tags)
+    _remove(batch, event.model, 0, "project", event.remove_projects)
+    _add(batch, event.model, 0, "project", event.add_projects)
+
+
+@_fold.register
+def _(event: ev.AliasMoved, batch: Batch) -> None:
+    value = {
+        "weights": {str(number): weight for number, weight in event.weights.items()},
+        "seq": batch.seq,
+        "reason": event.reason,
+    }
+    batch.become(event.model, 0, "alias:" + event.alias, json.dumps(value, sort_keys=True))
+
+
+@_fold.register
+def _(event: ev.AliasDeleted, batch: Batch) -> None:
+    batch.end(event.model, 0, "alias:" + event.alias)
+
+
+@_fold.register
+def _(event: ev.VersionRegistered, batch: Batch) -> None:
+    model, version = event.model, event.number
+    batch.insert(
+        "version",
+        model,
+        version,
+        batch.seq,
+        batch.n,
+        event.manifest,
+        event.size,
+        event.run_id,
+    )
+    batch.state(model, version, "status", "pending")
+    batch.many("metric", [(model, version, name, *_cell(value)) for name, value in event.metrics.items()])
+    batch.many("param", [(model, version, name, *_cell(value)) for name, value in event.params.items()])
+    batch.many("file", [(model, version, file.path, file.size, file.digest) for file in event.files])
+    _texts(batch, model, version, event.texts, event.fields)
+    _add(batch, model, version, "tag", event.tags)
+    if event.key is not None:
+        batch.insert("key", "model:" + model, event.key, batch.seq, version, event.content or "")
+
+
+@_fold.register
+def _(event: ev.VersionEdited, batch: Batch) -> None:
+    _texts(batch, event.model, event.number, event.texts, event.fields)
+    _remove(batch, event.model, event.number, "tag", event.remove_tags)
+    _add(batch, event.model, event.number, "tag", event.add_tags)
+
+
+@_fold.register(ev.VersionApproved)
+@_fold.register(ev.VersionRejected)
+@_fold.register(ev.VersionReopened)
+def _(event: ev.VersionApproved | ev.VersionRejected | ev.VersionReopened, batch: Batch) -> None:
+    status = {"version.approved": "approved", "version.rejected": "rejected"}.get(event.kind, "pending")
+    batch.become(event.model, event.number, "status", status)
+    batch.become(event.model, event.number, "decided", str(batch.seq))
+    batch.become(event.model, event.number, "text:reason", event.reason)
+
+
+@_fold.register
+def _(event: ev.Archived, batch: Batch) -> None:
+    batch.become(event.model, event.number, "archived", "yes")
+
+
+@_fold.register
+def _(event: ev.Restored, batch: Batch) -> None:
+    batch.end(event.model, event.number, "archived")
+
+
+@_fold.register
+def _(event: ev.VersionPurged, batch: Batch) -> None:
+    if event.paths is None:
+        batch.become(event.model, event.number, "purged", str(batch.seq))
+    else:
+        for path in event.paths:
+            batch.become(event.model, event.number, "purged:" + path, str(batch.seq))
+
+
+@_fold.register
+def _(event: ev.OutputsIngested, batch: Batch) -> None:
+    batch.insert("key", "outputs", event.key, batch.seq, batch.n, "")
+
+
+@_fold.register
+def _(event: ev.UsesRecorded, batch: Batch) -> None:
+    for use in event.uses:
+        batch.insert(
+            "used",
+            use.id,
+            use.model,
+            use.number,
+            use.asked,
+            micros(use.at),
+            use.actor,
+            use.host,
+            use.run_id,
+            batch.seq,
+        )
+
+
+def _texts(
+    batch: Batch,
+    model: str,
+    version: int,
+    texts: Mapping[str, str | None],
+    fields: Mapping[str, str | None],
+) -> None:
+    for name, seal in texts.items():
+        batch.become(model, version, "text:" + name, seal)
+    for name, seal in fields.items():
+        batch.become(model, version, "field:" + name, seal)
+        batch.end(model, version, "leaf:" + name)
+        printed = batch.texts.get(seal or "", "")
+        if seal is None or not printed.startswith("j:"):
+            continue
+        value = ev.unsealed_value(printed)
+        parts = leaves(value) if isinstance(value, Mapping) else [("", value)]
+        for n, (path, part) in enumerate(parts):  # so that fields.a.b finds what lies inside
+            text = text_of(part)
+            place = f"{seal}.{n}"  # the path is as private as the value: both are texts under the seal
+            batch.insert("text", place + ".k", path)
+            batch.insert("text", place + ".v", ev.printed_value(part if text is None else text))
+            batch.state(model, version, "leaf:" + name, place)
+
+
+def _add(batch: Batch, model: str, version: int, name: str, values: Iterable[str]) -> None:
+    for value in values:
+        batch.state(model, version, name, value)
+
+
+def _remove(batch: Batch, model: str, version: int, name: str, values: Iterable[str]) -> None:
+    for value in values:
+        batch.end(model, version, name, value)
+
+
+def _cell(value: Value) -> tuple[float | None, str | None]:
+    """Return what the index compares: a finite number, or a text."""
+    if type(value) is float and isfinite(value):  # the common case, in a loop over millions
+        return value + 0.0, None  # -0.0 becomes 0.0, as SQLite stores it: one index on every backend
+    return number(value), text_of(value)
+
+
+def apply(sql: Sql, entries: Iterable[ev.Entry]) -> None:
+    """Write the row changes of *entries* to the index."""
+    batch = Batch()
+    for entry in entries:
+        fold(batch, entry)
+    batch.write(sql)
+
+
+__all__ = ["Batch", "apply", "fold", "micros"]

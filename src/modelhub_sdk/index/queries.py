@@ -1,0 +1,886 @@
+"""Every question about state, asked of the index as it was at one entry of the journal.
+
+`View` answers with the frozen values of ``domain.entities``, or with what the rules decide upon.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from attrs import frozen
+
+from modelhub_sdk.domain import events as ev
+from modelhub_sdk.domain.audit import action_of, described
+from modelhub_sdk.domain.entities import (
+    Alias,
+    Attachment,
+    AuditRecord,
+    Comment,
+    Evaluation,
+    Model,
+    ModelVersion,
+    Use,
+)
+from modelhub_sdk.domain.query import Order, Query
+from modelhub_sdk.domain.values import Frozen, from_json
+from modelhub_sdk.formats import codec
+from modelhub_sdk.index import search
+from modelhub_sdk.index.fold import micros
+from modelhub_sdk.index.schema import FOREVER
+from modelhub_sdk.index.sql import Sql
+
+NOW = FOREVER - 1
+"""The seq of a view that shows all that is there."""
+
+_FACTS = "SELECT name, value FROM @fact WHERE model = ? AND number = ? AND since <= ? AND until > ? ORDER BY since, value"
+_LATEST = (
+    "SELECT f.number FROM @fact f WHERE f.model = ? AND f.name = 'status' AND f.value = 'approved'"
+    " AND f.since <= ? AND f.until > ? AND NOT EXISTS (SELECT 1 FROM @fact a WHERE a.model = f.model"
+    " AND a.number = f.number AND a.name = 'archived' AND a.since <= ? AND a.until > ?)"
+    " ORDER BY f.number DESC LIMIT 1"
+)
+_CHUNK = 200
+
+Key = tuple[str, int]
+
+
+@frozen
+class VersionState:
+    """What the rules need to know of a version."""
+
+    model: str
+    number: int
+    status: str
+    archived: bool
+    purged: bool
+    seq: int
+    manifest: str
+    decided_by: str | None
+    reason: str | None
+    tags: tuple[str, ...]
+    texts: Mapping[str, str | None]
+    fields: Mapping[str, str | None]
+
+
+class View:
+    """Reads of the index, as of entry *at*."""
+
+    def __init__(self, sql: Sql, at: int = NOW) -> None:
+        self._sql = sql
+        self.at = at
+
+    # --- the registry --------------------------------------------------------------------------
+
+    def head(self) -> tuple[int, str, datetime | None]:
+        """Return seq, chain digest and time of the last entry folded."""
+        row = self._sql.one("SELECT seq, chain, at FROM @head WHERE one = 1")
+        return (row[0], row[1], when(row[2])) if row else (0, codec.GENESIS, None)
+
+    def registry(self) -> str:
+        """Return the id of the registry that was folded; empty when there is none."""
+        row = self._sql.one("SELECT registry FROM @head WHERE one = 1")
+        return str(row[0]) if row else ""
+
+    def settings(self) -> dict[str, Any]:
+        """Return the registry's settings."""
+        rows = self._sql.all(
+            "SELECT f.name, t.body FROM @fact f JOIN @text t ON t.seal = f.value WHERE f.model = '' AND f.number = 0"
+            " AND f.since <= ? AND f.until > ?",
+            self.at,
+            self.at,
+        )
+        return {name.removeprefix("setting:"): from_json(json.loads(body)) for name, body in rows}
+
+    def seq_at(self, moment: datetime) -> int:
+        """Return the last entry that is not after *moment*; 0 before the first."""
+        row = self._sql.one("SELECT max(seq) FROM @entry WHERE at <= ?", micros(moment))
+        return (row[0] if row else 0) or 0
+
+    def key(self, scope: str, key: str) -> tuple[int, int, str | None] | None:
+        """Return (seq, number, digest of the content) behind an idempotency key; None for an erased digest."""
+        row = self._sql.one(
+            "SELECT k.seq, k.number, (SELECT t.body FROM @text t WHERE t.seal = k.content) FROM @key k"
+            " WHERE k.scope = ? AND k.key = ?",
+            scope,
+            key,
+        )
+        return (row[0], row[1], row[2]) if row else None
+
+    def ingested(self, key: str) -> ev.OutputsIngested | None:
+        """Return what the ingest with this key did, None when there was none."""
+        before = self.key("outputs", key)
+        if before is None:
+            return None
+        row = self._sql.one("SELECT doc FROM @event WHERE seq = ? AND n = ?", before[0], before[1])
+        event = codec.structure(json.loads(row[0] if row else "{}"))
+        return event if isinstance(event, ev.OutputsIngested) else None
+
+    def redacted(self, seqs: Iterable[int]) -> dict[int, set[str]]:
+        """Return the seals erased from each of *seqs*."""
+        found: dict[int, set[str]] = {}
+        for seq in seqs:
+            found[seq] = {row[0] for row in self._sql.all("SELECT seal FROM @gone WHERE seq = ?", seq)}
+        return found
+
+    def all_redacted(self) -> dict[int, set[str]]:
+        """Return all seals that were erased, by entry."""
+        found: dict[int, set[str]] = {}
+        for seq, seal in self._sql.all("SELECT seq, seal FROM @gone"):
+            found.setdefault(seq, set()).add(seal)
+        return found
+
+    # --- models --------------------------------------------------------------------------------
+
+    def has_model(self, name: str) -> bool:
+        """Return whether the model exists."""
+        return self._sql.one("SELECT 1 FROM @model WHERE model = ? AND seq <= ?", name, self.at) is not None
+
+    def model_names(self) -> list[str]:
+        """Return all names of models."""
+        return [
+            row[0] for row in self._sql.all("SELECT model FROM @model WHERE seq <= ? ORDER BY model", self.at)
+        ]
+
+    def last_number(self, model: str) -> int:
+        """Return the highest version number given, 0 for none."""
+        row = self._sql.one("SELECT max(number) FROM @version WHERE model = ? AND seq <= ?", model, self.at)
+        return (row[0] if row else 0) or 0
+
+    def latest(self, model: str) -> int | None:
+        """Return the highest number that is approved and not archived."""
+        row = self._sql.one(_LATEST, model, self.at, self.at, self.at, self.at)
+        return row[0] if row else None
+
+    def with_status(self, model: str, status: str, limit: int = 20) -> tuple[int, ...]:
+        """Return the newest numbers with *status*."""
+        rows = self._sql.all(
+            "SELECT number FROM @fact WHERE model = ? AND name = 'status' AND value = ? AND since <= ? AND until > ?"
+            " ORDER BY number DESC LIMIT ?",
+            model,
+            status,
+            self.at,
+            self.at,
+            limit,
+        )
+        return tuple(row[0] for row in rows)
+
+    def facts(self, model: str, number: int) -> list[tuple[str, str]]:
+        """Return what holds of a version, or of the model (number 0), as (name, value)."""
+        return [(row[0], row[1]) for row in self._sql.all(_FACTS, model, number, self.at, self.at)]
+
+    def models(
+        self,
+        query: Query,
+        order: Order | None,
+        limit: int,
+        offset: int,
+        *,
+        text: str | None,
+        hide_archived: bool,
+    ) -> tuple[list[Model], int]:
+        """Return a page of models and the number of all that match."""
+        clause = search.where(query, "models", self._sql.dialect, self.at)
+        clause.add("v.seq <= ?", self.at)
+        if hide_archived:
+            clause.add(*_not_archived("0", self.at))
+        if text:
+            pieces = [
+                f"{function}(lower(x), ?) > 0"
+                for function in ["instr" if self._sql.dialect == "sqlite" else "strpos"]
+            ]
+            has = pieces[0]
+            lowered = text.translate({upper: upper + 32 for upper in range(65, 91)})
+            clause.add(
+                has.replace("x", "v.model")
+                + " OR EXISTS (SELECT 1 FROM @fact f JOIN @text t ON t.seal = f.value WHERE f.model = v.model"
+                " AND f.number = 0 AND f.name IN ('text:title', 'text:description')"
+                f" AND f.since <= ? AND f.until > ? AND {has.replace('x', 't.body')})",
+                lowered,
+                self.at,
+                self.at,
+                lowered,
+            )
+        names, total = self._page(
+            "SELECT v.model FROM @model v", "@model v", clause, order, "models", limit, offset
+        )
+        return self._load_models([row[0] for row in names]), total
+
+    def model(self, name: str) -> Model:
+        """Return the model *name*, which exists."""
+        return self._load_models([name])[0]
+
+    def _load_models(self, names: Sequence[str]) -> list[Model]:
+        """Return models, each question asked once for all of them."""
+        found: list[Model] = []
+        for start in range(0, len(names), _CHUNK):
+            found += self._load_models_chunk(names[start : start + _CHUNK])
+        return found
+
+    def _load_models_chunk(self, names: Sequence[str]) -> list[Model]:
+        if not names:
+            return []
+        marks = f"({', '.join('?' * len(names))})"
+        now = [self.at, self.at]
+        live = (
+            f"FROM @fact f WHERE f.model IN {marks} AND f.name = 'status' AND f.since <= ? AND f.until > ?"
+            " AND NOT EXISTS (SELECT 1 FROM @fact a WHERE a.model = f.model AND a.number = f.number"
+            " AND a.name = 'archived' AND a.since <= ? AND a.until > ?)"
+        )
+        facts: dict[str, list[tuple[str, str]]] = {name: [] for name in names}
+        for model, name, value in self._sql.all(
+            f"SELECT model, name, value FROM @fact WHERE model IN {marks} AND number = 0 AND since <= ? AND until > ?"
+            " ORDER BY since, value",
+            *names,
+            *now,
+        ):
+            facts[model].append((name, value))
+        counts: dict[str, dict[str, int]] = {
+            name: {"pending": 0, "approved": 0, "rejected": 0} for name in names
+        }
+        latest: dict[str, int] = {}
+        for model, status, count, highest in self._sql.all(
+            f"SELECT f.model, f.value, count(*), max(f.number) {live} GROUP BY f.model, f.value",
+            *names,
+            *now,
+            *now,
+        ):
+            counts[model][status] = count
+            if status == "approved":
+                latest[model] = highest
+        born = dict(self._pairs(f"SELECT model, seq FROM @model WHERE model IN {marks}", *names))
+        last = dict(
+            self._pairs(
+                f"SELECT model, max(number) FROM @version WHERE model IN {marks} AND seq <= ? GROUP BY model",
+                *names,
+                self.at,
+            )
+        )
+        changed = dict(
+            self._pairs(
+                f"SELECT model, max(seq) FROM @event WHERE model IN {marks} AND seq <= ? GROUP BY model",
+                *names,
+                self.at,
+            )
+        )
+        entries = self._entries([*born.values(), *changed.values()])
+        seals = [seal for name in names for seal in _seals(facts[name])]
+        texts = self._texts([*seals, *(entries[seq][1] for seq in born.values())])
+        return [
+            Model(
+                name=name,
+                title=_text(facts[name], "title", texts),
+                description=_text(facts[name], "description", texts),
+                fields=_fields(facts[name], texts),
+                tags=_all(facts[name], "tag"),
+                owner=_text(facts[name], "owner", texts),
+                projects=_all(facts[name], "project"),
+                created_at=entries[born[name]][0],
+                created_by=texts.get(entries[born[name]][1]),
+                modified_at=entries[changed[name]][0],
+                seq=changed[name],
+                latest=latest.get(name),
+                last_number=last.get(name, 0),
+                counts=Frozen(counts[name]),
+                aliases=Frozen(
+                    {
+                        n[6:]: Frozen(_weights(json.loads(value)))
+                        for n, value in sorted(facts[name])
+                        if n.startswith("alias:")
+                    }
+                ),
+                archived=any(n == "archived" for n, _ in facts[name]),
+            )
+            for name in names
+        ]
+
+    def _pairs(self, statement: str, *values: Any) -> list[tuple[str, int]]:
+        return [(row[0], row[1]) for row in self._sql.all(statement, *values)]
+
+    def alias(self, model: str, alias: str) -> Alias | None:
+        """Return an alias, None when it points at nothing."""
+        for name, value in self.facts(model, 0):
+            if name == "alias:" + alias:
+                raw = json.loads(value)
+                entry = self._entries([raw["seq"]])[raw["seq"]]
+                texts = self._texts([entry[1], raw["reason"]])
+                return Alias(
+                    model=model,
+                    name=alias,
+                    weights=Frozen(_weights(raw)),
+                    at=entry[0],
+                    by=texts.get(entry[1]),
+                    reason=texts.get(raw["reason"]),
+                    seq=raw["seq"],
+                )
+        return None
+
+    def alias_history(self, model: str, alias: str) -> list[Mapping[int, int]]:
+        """Return what the alias pointed at, newest first."""
+        rows = self._sql.all(
+            "SELECT value FROM @fact WHERE model = ? AND number = 0 AND name = ? AND since <= ? ORDER BY since DESC",
+            model,
+            "alias:" + alias,
+            self.at,
+        )
+        return [_weights(json.loads(row[0])) for row in rows]
+
+    # --- versions ------------------------------------------------------------------------------
+
+    def state(self, model: str, number: int) -> VersionState | None:
+        """Return what the rules need to know of a version, None when there is none."""
+        row = self._sql.one(
+            "SELECT v.manifest, (SELECT max(e.seq) FROM @event e WHERE e.model = v.model AND e.number = v.number"
+            " AND e.seq <= ?) FROM @version v WHERE v.model = ? AND v.number = ? AND v.seq <= ?",
+            self.at,
+            model,
+            number,
+            self.at,
+        )
+        if row is None:
+            return None
+        facts = self.facts(model, number)
+        one = dict(facts)
+        decided = int(one["decided"]) if "decided" in one else None
+        seals = _seals(facts)
+        by = None
+        if decided is not None:
+            by = self._entries([decided])[decided][1]
+            seals.append(by)
+        texts = self._texts(seals)
+        return VersionState(
+            model=model,
+            number=number,
+            status=one["status"],
+            archived="archived" in one,
+            purged="purged" in one,
+            seq=row[1],
+            manifest=row[0],
+            decided_by=texts.get(by) if by else None,
+            reason=_text(facts, "reason", texts),
+            tags=_all(facts, "tag"),
+            texts=Frozen({n[5:]: texts.get(v) for n, v in facts if n.startswith("text:")}),
+            fields=Frozen({n[6:]: texts.get(v) for n, v in facts if n.startswith("field:")}),
+        )
+
+    def by_manifest(self, model: str, manifest: str) -> int | None:
+        """Return the highest approved version with this manifest, else the highest not archived."""
+        rows = self._sql.all(
+            "SELECT v.number, f.value FROM @version v JOIN @fact f ON f.model = v.model AND f.number = v.number"
+            " AND f.name = 'status' AND f.since <= ? AND f.until > ? WHERE v.manifest = ? AND v.model = ? AND v.seq <= ?"
+            " AND NOT EXISTS (SELECT 1 FROM @fact a WHERE a.model = v.model AND a.number = v.number"
+            " AND a.name = 'archived' AND a.since <= ? AND a.until > ?)",
+            self.at,
+            self.at,
+            manifest,
+            model,
+            self.at,
+            self.at,
+            self.at,
+        )
+        approved = [number for number, status in rows if status == "approved"]
+        return max(approved or [number for number, _ in rows], default=None)
+
+    def version(self, model: str, number: int) -> ModelVersion | None:
+        """Return a version, None when there is none."""
+        found = self._load([(model, number)])
+        return found[0] if found else None
+
+    def versions(
+        self,
+        query: Query,
+        order: Order | None,
+        limit: int,
+        offset: int,
+        *,
+        model: str | None,
+        hide_archived: bool,
+    ) -> tuple[list[ModelVersion], int]:
+        """Return a page of versions and the number of all that match."""
+        clause = search.where(query, "versions", self._sql.dialect, self.at)
+        clause.add("v.seq <= ?", self.at)
+        if model is not None:
+            clause.add("v.model = ?", model)
+        if hide_archived:
+            clause.add(*_not_archived("v.number", self.at))
+        keys, total = self._page(
+            "SELECT v.model, v.number FROM @version v", "@version v", clause, order, "versions", limit, offset
+        )
+        return self._load([(name, number) for name, number in keys]), total
+
+    def holding(self, digest: str) -> list[Key]:
+        """Return the versions with a file of this digest (those whose files stand in the index)."""
+        rows = self._sql.all(
+            "SELECT DISTINCT f.model, f.number FROM @file f JOIN @version v ON v.model = f.model AND v.number = f.number"
+            " WHERE f.digest = ? AND v.seq <= ? ORDER BY f.model, f.number",
+            digest,
+            self.at,
+        )
+        return [(row[0], row[1]) for row in rows]
+
+    def documents(self) -> list[tuple[str, int, str]]:
+        """Return (model, number, document) of the versions whose files stand in a document."""
+        rows = self._sql.all(
+            "SELECT e.model, e.number, e.doc FROM @event e JOIN @version v ON v.seq = e.seq AND v.n = e.n"
+            " WHERE e.seq <= ? AND NOT EXISTS (SELECT 1 FROM @file f WHERE f.model = e.model AND f.number = e.number)",
+            self.at,
+        )
+        found = []
+        for model, number, doc in rows:
+            event = codec.structure(json.loads(doc))
+            if isinstance(event, ev.VersionRegistered) and event.document is not None:
+                found.append((model, number, event.document))
+        return found
+
+    def registered(self, model: str, number: int) -> ev.VersionRegistered:
+        """Return the event that registered a version, which exists."""
+        row = self._sql.one(
+            "SELECT e.doc FROM @version v JOIN @event e ON e.seq = v.seq AND e.n = v.n"
+            " WHERE v.model = ? AND v.number = ?",
+            model,
+            number,
+        )
+        return _registered(row[0] if row else "{}")
+
+    def needed(self, digests: Iterable[str]) -> set[str]:
+        """Return those of *digests* that are of a file which was not purged (and stands in the index)."""
+        wanted = sorted(digests)
+        kept: set[str] = set()
+        for start in range(0, len(wanted), _CHUNK):
+            part = wanted[start : start + _CHUNK]
+            rows = self._sql.all(
+                f"SELECT DISTINCT f.digest FROM @file f WHERE f.digest IN ({', '.join('?' * len(part))})"
+                " AND NOT EXISTS (SELECT 1 FROM @fact p WHERE p.model = f.model AND p.number = f.number"
+                " AND (p.name = 'purged' OR p.name = 'purged:' || f.path) AND p.until = ?)",
+                *part,
+                FOREVER,
+            )
+            kept |= {row[0] for row in rows}
+        return kept
+
+    def purged_since(self, moment: datetime) -> bool:
+        """Return whether files were given up after *moment*."""
+        row = self._sql.one(
+            "SELECT 1 FROM @entry n JOIN @event e ON e.seq = n.seq WHERE n.at >= ? AND e.kind = 'version.purged' LIMIT 1",
+            micros(moment),
+        )
+        return row is not None
+
+    def purge(
+        self, model: str, number: int
+    ) -> tuple[datetime, str | None, str | None, frozenset[str] | None] | None:
+        """Return (when, by, why, paths or None for all) of what was purged of a version; None if nothing was."""
+        facts = [(n, v) for n, v in self.facts(model, number) if n == "purged" or n.startswith("purged:")]
+        if not facts:
+            return None
+        whole = any(n == "purged" for n, _ in facts)
+        seq = max(int(value) for _, value in facts)
+        at, actor, _via = self._entries([seq])[seq]
+        reason: str = ""
+        for (doc,) in self._sql.all("SELECT doc FROM @event WHERE seq = ? AND kind = 'version.purged'", seq):
+            reason = json.loads(doc).get("reason") or ""
+        texts = self._texts([actor, reason])
+        paths = None if whole else frozenset(n[7:] for n, _ in facts)
+        return at, texts.get(actor), texts.get(reason), paths
+
+    def texts_of(
+        self, model: str, number: int, kinds: Sequence[str]
+    ) -> list[tuple[int, str, dict[str, Any]]]:
+        """Return (seq, kind, event) of the events about a subject, for redaction; all kinds when *kinds* is empty."""
+        rows = self._sql.all(
+            "SELECT seq, kind, doc FROM @event WHERE model = ? AND number = ? AND seq <= ? ORDER BY seq, n",
+            model,
+            number,
+            self.at,
+        )
+        return [(seq, kind, json.loads(doc)) for seq, kind, doc in rows if not kinds or kind in kinds]
+
+    def events(self, *kinds: str) -> list[ev.Event]:
+        """Return all events of some kinds, in order."""
+        marks = ", ".join("?" * len(kinds))
+        rows = self._sql.all(
+            f"SELECT doc FROM @event WHERE kind IN ({marks}) AND seq <= ? ORDER BY seq, n", *kinds, self.at
+        )
+        return [codec.structure(json.loads(row[0])) for row in rows]
+
+    # --- uses and audit ------------------------------------------------------------------------
+
+    def uses(self, model: str, number: int) -> list[Use]:
+        """Return the uses that are in the journal, oldest first."""
+        rows = self._sql.all(
+            "SELECT id, asked, at, actor, host, run_id FROM @used WHERE model = ? AND number = ? AND seq <= ? ORDER BY at, id",
+            model,
+            number,
+            self.at,
+        )
+        texts = self._texts([row[3] for row in rows] + [row[4] for row in rows])
+        return [
+            Use(
+                id=row[0],
+                uri=f"model://{model}/v{number}",
+                asked=row[1],
+                at=when(row[2]),
+                actor=texts.get(row[3]),
+                host=texts.get(row[4]),
+                run_id=row[5],
+            )
+            for row in rows
+        ]
+
+    def used_ids(self, ids: Sequence[str]) -> dict[str, datetime]:
+        """Return those of *ids* that are in the journal, with the time of their entry."""
+        found: dict[str, datetime] = {}
+        for start in range(0, len(ids), _CHUNK):
+            part = ids[start : start + _CHUNK]
+            marks = ", ".join("?" * len(part))
+            for one, at in self._sql.all(
+                f"SELECT u.id, e.at FROM @used u JOIN @entry e ON e.seq = u.seq WHERE u.id IN ({marks})",
+                *part,
+            ):
+                found[one] = when(at)
+        return found
+
+    def recent_uses(self, since: datetime) -> dict[str, datetime]:
+        """Return the ids of the uses that entered the journal after *since*, with the time of their entry."""
+        rows = self._sql.all(
+            "SELECT u.id, e.at FROM @entry e JOIN @used u ON u.seq = e.seq WHERE e.scope = 'registry' AND e.at >= ?",
+            micros(since),
+        )
+        return {one: when(at) for one, at in rows}
+
+    def audit(
+        self,
+        subject: Key | None,
+        *,
+        whole_model: bool,
+        actor: str | None,
+        action: str | None,
+        since: datetime | None,
+        until: datetime | None,
+        limit: int,
+        offset: int,
+    ) -> tuple[list[AuditRecord], int]:
+        """Return a page of what happened, newest first, and the number of all that match."""
+        clause = search.Clause(self._sql.dialect, self.at)
+        clause.add("x.seq <= ?", self.at)
+        if subject is not None:
+            if whole_model:
+                clause.add("x.model = ?", subject[0])
+            else:
+                clause.add("x.model = ? AND x.number = ?", *subject)
+        if actor is not None:
+            clause.add("EXISTS (SELECT 1 FROM @text t WHERE t.seal = e.actor AND t.body = ?)", actor)
+        if action is not None:
+            clause.add(*clause_action(action))
+        if since is not None:
+            clause.add("e.at >= ?", micros(since))
+        if until is not None:
+            clause.add("e.at <= ?", micros(until))
+        source = "FROM @event x JOIN @entry e ON e.seq = x.seq WHERE " + clause.where()
+        rows = self._sql.all(
+            f"SELECT x.seq, x.doc, x.kind, e.at, e.actor, e.via {source} ORDER BY x.seq DESC, x.n DESC LIMIT ? OFFSET ?",
+            *clause.values,
+            limit,
+            offset,
+        )
+        (total,) = self._sql.one(f"SELECT count(*) {source}", *clause.values) or (0,)
+        seals: list[str | None] = []
+        for _seq, doc, _kind, _at, by, via in rows:
+            seals += [by, json.loads(via).get("host"), *_sealed_in(json.loads(doc))]
+        texts = self._texts(seals)
+        return [self._record(row, texts) for row in rows], total
+
+    def _record(self, row: tuple[Any, ...], texts: Mapping[str, str]) -> AuditRecord:
+        seq, doc, kind, at, actor, via = row
+        raw = json.loads(doc)
+        where = json.loads(via)
+        host = texts.get(where.get("host", ""))
+        event = codec.structure(raw)
+        subject, detail = described(event, texts)
+        return AuditRecord(
+            at=when(at),
+            actor=texts.get(actor),
+            action=action_of(kind),
+            subject=subject,
+            detail=detail,
+            via=", ".join(part for part in (where.get("sdk"), f"host {host}" if host else None) if part)
+            or None,
+            seq=seq,
+            facts=Frozen({key: value for key, value in raw.items() if key != "kind"}),
+        )
+
+    # --- loading -------------------------------------------------------------------------------
+
+    def _page(
+        self,
+        select: str,
+        table: str,
+        clause: search.Clause,
+        order: Order | None,
+        of: str,
+        limit: int,
+        offset: int,
+    ) -> tuple[list[tuple[Any, ...]], int]:
+        by, bound = search.order(order, of, self.at)
+        rows = self._sql.all(
+            f"{select} WHERE {clause.where()} ORDER BY {by} LIMIT ? OFFSET ?",
+            *clause.values,
+            *bound,
+            limit,
+            offset,
+        )
+        if offset == 0 and len(rows) < limit:
+            return rows, len(rows)
+        (total,) = self._sql.one(f"SELECT count(*) FROM {table} WHERE {clause.where()}", *clause.values) or (
+            0,
+        )
+        return rows, total
+
+    def _load(self, keys: Sequence[Key]) -> list[ModelVersion]:
+        found: list[ModelVersion] = []
+        for start in range(0, len(keys), _CHUNK):
+            found += self._load_chunk(keys[start : start + _CHUNK])
+        return found
+
+    def _load_chunk(self, keys: Sequence[Key]) -> list[ModelVersion]:
+        if not keys:
+            return []
+        some = _Some(keys)
+        versions = {
+            (row[0], row[1]): (*row[2:6], _registered(row[6]))
+            for row in self._sql.all(
+                "SELECT v.model, v.number, v.seq, v.manifest, v.size, v.run_id, e.doc FROM @version v"
+                f" JOIN @event e ON e.seq = v.seq AND e.n = v.n WHERE {some.of('v')} AND v.seq <= ?",
+                *some.values,
+                self.at,
+            )
+        }
+        facts: dict[Key, list[tuple[str, str]]] = {}
+        for model, number, name, value in self._sql.all(
+            f"SELECT model, number, name, value FROM @fact f WHERE {some.of('f')} AND since <= ? AND until > ?"
+            " ORDER BY since, value",
+            *some.values,
+            self.at,
+            self.at,
+        ):
+            facts.setdefault((model, number), []).append((name, value))
+        later: dict[Key, list[tuple[int, ev.Event]]] = {}
+        last: dict[Key, int] = {}
+        for model, number, seq, doc in self._sql.all(
+            "SELECT model, number, seq,"
+            " CASE WHEN kind IN ('version.commented', 'version.attached', 'version.evaluated') THEN doc END"
+            f" FROM @event x WHERE {some.of('x')} AND seq <= ? ORDER BY seq, n",
+            *some.values,
+            self.at,
+        ):
+            last[model, number] = seq
+            if doc is not None:
+                later.setdefault((model, number), []).append((seq, codec.structure(json.loads(doc))))
+        aliases = self._aliases({model for model, _ in keys})
+        seqs = {row[0] for row in versions.values()} | {seq for many in later.values() for seq, _ in many}
+        seqs |= {int(value) for many in facts.values() for name, value in many if name == "decided"}
+        entries = self._entries(seqs)
+        seals: list[str | None] = [entry[1] for entry in entries.values()]
+        for many in facts.values():
+            seals += _seals(many)
+        for events in later.values():
+            for _, event in events:
+                seals += [getattr(event, "text", None), getattr(event, "note", None)]
+        texts = self._texts(seals)
+        return [
+            _version(
+                key, versions[key], facts.get(key, []), later.get(key, []), last[key], aliases, entries, texts
+            )
+            for key in keys
+            if key in versions
+        ]
+
+    def _aliases(self, models: set[str]) -> dict[Key, list[str]]:
+        found: dict[Key, list[str]] = {}
+        names = sorted(models)
+        rows = self._sql.all(
+            f"SELECT model, name, value FROM @fact WHERE model IN ({', '.join('?' * len(names))}) AND number = 0"
+            " AND name >= 'alias:' AND name < 'alias;' AND since <= ? AND until > ? ORDER BY name",
+            *names,
+            self.at,
+            self.at,
+        )
+        for model, name, value in rows:
+            for number in _weights(json.loads(value)):
+                found.setdefault((model, number), []).append(name[6:])
+        return found
+
+    def _entries(self, seqs: Iterable[int]) -> dict[int, tuple[datetime, str, str]]:
+        """Return (time, actor's seal, via) of entries."""
+        wanted = sorted(set(seqs))
+        found: dict[int, tuple[datetime, str, str]] = {}
+        for start in range(0, len(wanted), _CHUNK):
+            part = wanted[start : start + _CHUNK]
+            marks = ", ".join("?" * len(part))
+            for seq, at, actor, via in self._sql.all(
+                f"SELECT seq, at, actor, via FROM @entry WHERE seq IN ({marks})", *part
+            ):
+                found[seq] = (when(at), actor, via)
+        return found
+
+    def _texts(self, seals: Iterable[str | None]) -> dict[str, str]:
+        """Return the texts behind *seals*; erased ones are missing."""
+        wanted = sorted({seal for seal in seals if seal})
+        found: dict[str, str] = {}
+        for start in range(0, len(wanted), _CHUNK):
+            part = wanted[start : start + _CHUNK]
+            marks = ", ".join("?" * len(part))
+            found.update(self._sql.all(f"SELECT seal, body FROM @text WHERE seal IN ({marks})", *part))
+        return found
+
+
+class _Some:
+    """A condition on (model, number) pairs."""
+
+    def __init__(self, keys: Sequence[Key]) -> None:
+        by_model: dict[str, list[int]] = {}
+        for model, number in keys:
+            by_model.setdefault(model, []).append(number)
+        self._counts = [len(numbers) for numbers in by_model.values()]
+        self.values: list[Any] = []
+        for model, numbers in by_model.items():
+            self.values += [model, *numbers]
+
+    def of(self, table: str) -> str:
+        parts = [f"({table}.model = ? AND {table}.number IN ({', '.join('?' * n)}))" for n in self._counts]
+        return "(" + " OR ".join(parts) + ")"
+
+
+def when(at: int) -> datetime:
+    """Return microseconds since 1970 as an aware UTC time."""
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=at)
+
+
+def clause_action(action: str) -> tuple[str, str]:
+    """Return the condition for an action, or for all of a family (``version``)."""
+    if "." in action or action in ("archived", "restored"):
+        return "x.kind = ?", action
+    return "substr(x.kind, 1, length(?)) = ?".replace("length(?)", str(len(action) + 1)), action + "."
+
+
+def _not_archived(number: str, at: int) -> tuple[Any, ...]:
+    return (
+        f"NOT EXISTS (SELECT 1 FROM @fact a WHERE a.model = v.model AND a.number = {number}"
+        " AND a.name = 'archived' AND a.since <= ? AND a.until > ?)",
+        at,
+        at,
+    )
+
+
+def _weights(raw: Mapping[str, Any]) -> dict[int, int]:
+    return {int(number): weight for number, weight in raw["weights"].items()}
+
+
+def _seals(facts: Iterable[tuple[str, str]]) -> list[str | None]:
+    return [value for name, value in facts if name.startswith(("text:", "field:"))]
+
+
+def _sealed_in(raw: Mapping[str, Any]) -> list[str]:
+    """Return everything in an event that looks like a seal."""
+    found: list[str] = []
+    for value in raw.values():
+        if isinstance(value, str) and len(value) == 64:
+            found.append(value)
+        elif isinstance(value, dict):
+            found += _sealed_in(value)
+    return found
+
+
+def _text(facts: Iterable[tuple[str, str]], name: str, texts: Mapping[str, str]) -> str | None:
+    for n, value in facts:
+        if n == "text:" + name:
+            return texts.get(value)
+    return None
+
+
+def _fields(facts: Iterable[tuple[str, str]], texts: Mapping[str, str]) -> Frozen:
+    return Frozen(
+        {n[6:]: ev.unsealed_value(texts.get(v)) for n, v in sorted(facts) if n.startswith("field:")}
+    )
+
+
+def _all(facts: Iterable[tuple[str, str]], name: str) -> tuple[str, ...]:
+    return tuple(sorted(value for n, value in facts if n == name))
+
+
+def _version(
+    key: Key,
+    row: tuple[int, str, int, str | None, ev.VersionRegistered],
+    facts: list[tuple[str, str]],
+    later: list[tuple[int, ev.Event]],
+    last: int,
+    aliases: Mapping[Key, list[str]],
+    entries: Mapping[int, tuple[datetime, str, str]],
+    texts: Mapping[str, str],
+) -> ModelVersion:
+    seq, manifest, size, run_id, born = row
+    model, number = key
+    one = dict(facts)
+    decided = entries[int(one["decided"])] if "decided" in one else None
+    attachments: dict[str, Attachment] = {}
+    evaluations = []
+    comments = []
+    for at_seq, event in later:
+        at, actor, _ = entries[at_seq]
+        by = texts.get(actor)
+        if isinstance(event, ev.VersionAttached):
+            attachments[event.name] = Attachment(event.name, event.size, event.digest, at, by)
+        elif isinstance(event, ev.EvaluationAdded):
+            note = texts.get(event.note) if event.note else None
+            evaluations.append(Evaluation(at, by, event.metrics, event.data, note, event.files))
+        elif isinstance(event, ev.VersionCommented):
+            comments.append(Comment(at, by, texts.get(event.text)))
+    return ModelVersion(
+        uri=f"model://{model}/v{number}",
+        model=model,
+        number=number,
+        status=one["status"],  # type: ignore[arg-type]
+        files=born.files,
+        digest=manifest,
+        size=size,
+        metrics=born.metrics,
+        evaluations=tuple(evaluations),
+        params=born.params,
+        tags=_all(facts, "tag"),
+        note=_text(facts, "note", texts),
+        description=_text(facts, "description", texts),
+        fields=_fields(facts, texts),
+        inputs=born.inputs,
+        created_at=entries[seq][0],
+        created_by=texts.get(entries[seq][1]),
+        decided_at=decided[0] if decided else None,
+        decided_by=texts.get(decided[1]) if decided else None,
+        reason=_text(facts, "reason", texts),
+        run_id=run_id,
+        aliases=tuple(aliases.get(key, ())),
+        attachments=tuple(attachments.values()),
+        comments=tuple(comments),
+        duration=born.duration,
+        archived="archived" in one,
+        purged="purged" in one,
+        seq=last,
+    )
+
+
+def _registered(doc: str) -> ev.VersionRegistered:
+    event = codec.structure(json.loads(doc))
+    if not isinstance(event, ev.VersionRegistered):
+        raise TypeError(event.kind)
+    return event
+
+
+def fresh(entry: ev.Entry, born: ev.VersionRegistered) -> ModelVersion:
+    """Return the version that *entry* has just registered, without asking the index."""
+    facts = [("status", "pending"), *(("tag", tag) for tag in born.tags)]
+    facts += [("text:" + name, seal) for name, seal in born.texts.items() if seal]
+    facts += [("field:" + name, seal) for name, seal in born.fields.items() if seal]
+    row = (entry.seq, born.manifest, born.size, born.run_id, born)
+    entries = {entry.seq: (entry.at, entry.actor, "")}
+    return _version((born.model, born.number), row, facts, [], entry.seq, {}, entries, entry.private)
