@@ -1,0 +1,370 @@
+"""The private index: a SQLite file in the user's cache, caught up from any store's journal.
+
+Losing it costs time, never data. It is thrown away when the journal no longer has the entry that
+it was folded up to (a folder restored from a backup, or another one in its place), and on any
+database error.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import sqlite3
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from modelhub_sdk.blobs import disk
+from modelhub_sdk.domain.events import Entry
+from modelhub_sdk.errors import Busy, InvalidDocument, StoreUnavailable, shown
+from modelhub_sdk.formats import codec
+from modelhub_sdk.index import schema
+from modelhub_sdk.index.sql import Sql
+from modelhub_sdk.ports import Record, SequenceTaken, Store
+from modelhub_sdk.stores.connections import PATIENCE, Pool, inherited, rolled_back, sqlite_connect, wipe
+from modelhub_sdk.stores.ledger import Head, apply, read_head
+
+BATCH = 2000
+"""Entries folded in one transaction while catching up."""
+
+_TURN = 5.0  # seconds that a writer waits for others of this machine before it competes with them
+
+
+class PrivateLedger:
+    """A `Ledger` over any store.
+
+    Args:
+        store: where the journal is.
+        path: the index file; None keeps the index in memory.
+    """
+
+    def __init__(self, store: Store, path: Path | None) -> None:
+        self.store = store
+        self._path = path
+        self._lock = threading.RLock()  # the one connection of a memory index is one thread's at a time
+        self._pid = os.getpid()
+        self._pool: Pool | None = None
+        self._memory: sqlite3.Connection | None = None
+        self._checked = False
+        self._seen = 0  # the entry that this handle's index was folded up to, at least
+        self._discarded = 0
+        self._open()
+
+    # --- the database --------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        """Open the index file, made anew where it is rubbish; memory serves as well, only slower."""
+        end = time.monotonic() + PATIENCE
+        rubbish = 0
+        while self._path is not None and rubbish < 2:
+            path = self._path
+            pool = Pool(functools.partial(sqlite_connect, path, durable=False), sqlite=True)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                with pool.connection() as conn:
+                    conn.execute("PRAGMA journal_mode = WAL")
+                    self._create(conn)
+            except (OSError, sqlite3.Error) as error:
+                pool.close()
+                if not _locked(error):
+                    rubbish += 1
+                    self._discard_files()
+                elif time.monotonic() > end:
+                    break
+                else:
+                    time.sleep(0.02)  # another process is making it: SQLite does not always wait by itself
+            else:
+                self._pool, self._memory = pool, None
+                return
+        self._path, self._pool = None, None
+        self._memory = sqlite_connect(":memory:")
+        self._create(self._memory)
+
+    @staticmethod
+    def _create(conn: sqlite3.Connection) -> None:
+        found = conn.execute(
+            "SELECT 1 FROM sqlite_master WHERE name = ?", (schema.HEAD.full_name,)
+        ).fetchone()
+        if found is None:
+            conn.execute("BEGIN IMMEDIATE")
+            for statement in schema.ddl("sqlite"):
+                conn.execute(statement)
+            conn.execute("COMMIT")
+
+    def _discard_files(self) -> None:
+        if self._path is not None:
+            for suffix in ("", "-wal", "-shm"):
+                with suppress(OSError):
+                    os.unlink(f"{self._path}{suffix}")
+
+    def _discard(self) -> None:
+        """Empty the index, in place where the database still works; memory when that did not help twice."""
+        self._checked, self._seen = False, 0
+        self._discarded += 1
+        try:
+            with self._connection() as conn:
+                conn.execute("BEGIN IMMEDIATE")
+                for table in schema.TABLES:
+                    conn.execute(f"DELETE FROM {table.full_name}")
+                conn.execute("COMMIT")
+            if self._discarded < 3:
+                return
+        except sqlite3.Error:
+            pass
+        if self._pool is not None:
+            self._pool.close()
+        self._discard_files()
+        if self._discarded >= 3:
+            self._path = None
+        self._open()
+
+    @contextmanager
+    def _connection(self) -> Iterator[Any]:
+        if self._pid != os.getpid():
+            self._forked()
+        if self._pool is not None:
+            with self._pool.connection() as conn:
+                yield conn
+        elif self._memory is not None:
+            with self._lock:
+                try:
+                    yield self._memory
+                finally:
+                    if self._memory.in_transaction:
+                        rolled_back(self._memory)
+
+    def _forked(self) -> None:
+        """Leave the parent's memory index, and a lock that one of its threads may hold, alone."""
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        if self._memory is not None:
+            inherited(self._memory)
+            self._open()
+
+    # --- keeping up ----------------------------------------------------------------------------
+
+    def _catch_up(self, *, check: bool) -> None:
+        """Fold what the journal has and the index has not; with *check*, compare the entry at its head first."""
+        for left in range(5, -1, -1):
+            try:
+                while not self._step(check=check or not self._checked):
+                    check = False
+            except (sqlite3.Error, _Foreign) as error:
+                if not left:
+                    raise StoreUnavailable(
+                        f"The private index cannot be kept: {type(error).__name__}.",
+                        hint="Set MODELHUB_CACHE_DIR to a writable folder on a local disk.",
+                    ) from None
+                if not _locked(error):
+                    self._discard()
+            else:
+                self._checked, self._discarded = True, 0
+                return
+
+    def _step(self, *, check: bool) -> bool:
+        """Fold one batch; return True when there is nothing left to fold."""
+        with self._connection() as conn:
+            head = read_head(Sql(conn, "sqlite"))
+        overlap = 1 if check and head[0] else 0
+        records = list(self.store.read(head[0] - overlap, limit=BATCH))
+        if overlap:
+            if not records or records[0].seq != head[0] or records[0].chain != head[1]:
+                raise _Foreign("the journal does not have the entry that the index was folded up to")
+            records = records[1:]
+        if not records:
+            self._seen = head[0]
+            return True
+        if head[0] and records[0].chain != codec.chain(
+            head[1], records[0].seq, records[0].scope, records[0].body
+        ):
+            raise _Foreign(
+                "the journal goes on from another entry than the one that the index was folded up to"
+            )
+        with self._connection() as conn:
+            conn.execute("BEGIN IMMEDIATE")
+            moved = self._fold(conn, head, records)
+            conn.execute("COMMIT" if moved else "ROLLBACK")
+        if moved is not None:
+            self._seen = moved[0]
+        return moved is not None and len(records) < BATCH - 1
+
+    def _fold(
+        self, conn: Any, head: Head, records: list[Record], entries: list[Entry] | None = None
+    ) -> Head | None:
+        """Fold *records*, and return the new head; None when another process was quicker."""
+        try:
+            return apply(Sql(conn, "sqlite"), head, records, entries)
+        except BaseException:
+            rolled_back(conn)
+            raise
+
+    # --- the ledger ----------------------------------------------------------------------------
+
+    @contextmanager
+    def reading(self, *, probe: bool = True) -> Iterator[Sql]:
+        """A view of the index, caught up first unless the caller has just done so.
+
+        Raises:
+            StoreUnavailable: the index turned out to be damaged meanwhile; it was thrown away.
+        """
+        try:
+            for _ in range(20):
+                if probe or not self._checked:
+                    self._catch_up(check=False)
+                with self._connection() as conn:
+                    conn.execute("BEGIN")
+                    sql = Sql(conn, "sqlite")
+                    whole = read_head(sql)[0] >= self._seen
+                    if whole:
+                        yield sql
+                    conn.execute("COMMIT")
+                if whole:
+                    return
+                self._checked = False  # another process has just emptied the index to fold it anew
+        except sqlite3.Error as error:
+            self._discard()
+            raise StoreUnavailable(
+                f"The private index of {shown(self.store.url, 200)} was damaged ({type(error).__name__}).",
+                hint="It was thrown away and is made anew: try again.",
+            ) from None
+        raise Busy(
+            f"The private index of {shown(self.store.url, 200)} is made anew again and again.",
+            hint="Try again.",
+        )
+
+    @contextmanager
+    def writing(self) -> Iterator[_PrivateSession]:
+        """One attempt to commit; the index is locked while the rule decides, not while bytes travel."""
+        with self._turn():
+            self._catch_up(check=True)
+            try:
+                with self._connection() as conn:
+                    conn.execute("BEGIN IMMEDIATE")
+                    session = _PrivateSession(self, conn)
+                    if read_head(session.sql)[0] < self._seen:
+                        raise SequenceTaken  # emptied meanwhile: a rule must not decide on half a state
+                    try:
+                        yield session
+                    finally:
+                        rolled_back(conn)
+            except sqlite3.Error as error:
+                if not _locked(error):
+                    self._discard()
+                raise SequenceTaken from None  # nothing was written: look again
+            if session.accepted is not None:
+                self._append(*session.accepted)
+
+    def _append(self, head: Head, record: Record, entry: Entry) -> None:
+        was, self._checked = self._checked, False  # until the entry is folded, a read must ask the journal
+        self.store.append(record)
+        try:
+            with self._connection() as conn:
+                conn.execute("BEGIN IMMEDIATE")
+                moved = read_head(Sql(conn, "sqlite")) == head and self._fold(conn, head, [record], [entry])
+                conn.execute(
+                    "COMMIT" if moved else "ROLLBACK"
+                )  # where it moved meanwhile, the next reader catches up
+            self._checked = was and bool(moved)
+        except sqlite3.Error:
+            self._discard()  # the entry is stored, and that is what counts
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait for the other writers of this user on this machine, for a moment.
+
+        They would only take each other's numbers and try again, each try some requests. Nothing
+        depends on it: who waited too long goes on, and the store decides as ever.
+        """
+        fd = -1
+        if self._path is not None:
+            with suppress(OSError):
+                fd = os.open(f"{self._path}.turn", disk.LOCK, 0o600)
+        try:
+            end, pause = time.monotonic() + _TURN, 0.001
+            while fd >= 0 and disk.try_lock(fd) is False and time.monotonic() < end:
+                time.sleep(random.uniform(0, pause))
+                pause = min(pause * 1.5, 0.02)
+            yield
+        finally:
+            if fd >= 0:
+                disk.unlock(fd)
+                os.close(fd)
+
+    def erased(self) -> None:
+        """Make sure that erased texts are in no free page of the index file."""
+        with suppress(sqlite3.Error), self._connection() as conn:
+            wipe(conn)
+
+    def rebuild(self) -> None:
+        """Drop the index and fold it again."""
+        self._discard()
+        self._catch_up(check=True)
+
+    def close(self) -> None:
+        """Close the index and the store."""
+        if self._pool is not None:
+            self._pool.close()
+        if self._memory is not None and self._pid == os.getpid():
+            self._memory.close()
+        self.store.close()
+
+
+def _locked(error: Exception) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and ("locked" in str(error) or "busy" in str(error))
+
+
+class _Foreign(InvalidDocument):
+    """The journal is not the one that the index was folded from."""
+
+
+class _PrivateSession:
+    def __init__(self, ledger: PrivateLedger, conn: Any) -> None:
+        self._ledger = ledger
+        self._conn = conn
+        self.sql = Sql(conn, "sqlite")
+        self.now = ledger.store.now()
+        self.accepted: tuple[Head, Record, Entry] | None = None
+
+    def commit(self, record: Record, entry: Entry) -> None:
+        """Fold on trial; the journal is written when the index is free again."""
+        head = read_head(self.sql)
+        self._ledger._fold(self._conn, head, [record], [entry])
+        self.accepted = (head, record, entry)
+
+
+def _private(folder: Path) -> bool:
+    """Return whether *folder* is this user's alone: somebody else's index could say anything."""
+    found = os.lstat(folder)
+    mine = not hasattr(os, "getuid") or (found.st_uid == os.getuid() and not found.st_mode & 0o022)
+    return stat.S_ISDIR(found.st_mode) and mine and os.access(folder, os.W_OK)
+
+
+def index_path(cache_dir: str | os.PathLike[str] | None, registry_id: str, url: str) -> Path | None:
+    """Return where the private index of a registry lies for this user; None: only memory is left.
+
+    The name covers the registry's id, its canonical URL, the user, and the schema.
+    """
+    import hashlib
+    import tempfile
+
+    from modelhub_sdk.blobs.cache import locate
+    from modelhub_sdk.stores import mounts
+
+    uid = os.getuid() if hasattr(os, "getuid") else 0
+    key = hashlib.sha256(f"{registry_id}\n{url}\n{uid}".encode()).hexdigest()[:32]
+    name = f"{key}-{schema.SCHEMA}.sqlite"
+    for base in (Path(locate(cache_dir)), Path(tempfile.gettempdir()) / f"modelhub-{uid}"):
+        if mounts.network_type(base) is None:
+            folder = base / "index"
+            try:
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            except OSError:
+                continue
+            if _private(folder):
+                return folder / name
+    return None
