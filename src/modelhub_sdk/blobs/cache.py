@@ -1,0 +1,603 @@
+"""The cache of a user: verified bytes on a local disk, by digest, and read-only folders made of them.
+
+Layout, under the cache's folder::
+
+    v1/blobs/ab/<62 hex>        the bytes, mode 0444
+    v1/blobs/ab/<62 hex>.note   size, mtime and inode of the bytes when they were verified
+    v1/folders/<64 hex>/…       a version's files (hard links to the blobs), by manifest digest
+    v1/tmp/…                    unfinished; the names tell whose
+    v1/locks/<64 hex>           held while one process fetches, so that others need not
+    v1/bad/…                    entries whose bytes were wrong, removed at the next clean-up
+    v1/records/…                notes of what was placed where
+
+Nothing depends on the locks: every writer has a file of its own, checks its digest, and renames it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from attrs import frozen
+
+from modelhub_sdk.blobs import disk, staging
+from modelhub_sdk.blobs.disk import Progress, translated
+from modelhub_sdk.blobs.parallel import each
+from modelhub_sdk.blobs.store import BlobStore
+from modelhub_sdk.domain.entities import File
+from modelhub_sdk.errors import DigestMismatch, InvalidName, NotFound, StoreUnavailable, shown
+from modelhub_sdk.formats import manifest
+
+_HEX = re.compile(r"[0-9a-f]{62}")
+_STALLED = 30.0  # seconds without progress of another process after which we fetch as well
+_SEEN = 3600.0  # a use is noted when the last note of one is older than this
+
+_NO_ENTRY = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+
+Verify = str | None
+
+
+@frozen
+class CacheInfo:
+    """What the cache holds: its `path`, how many `blobs` and `folders`, and `size` in bytes of the blobs."""
+
+    path: str
+    blobs: int
+    folders: int
+    size: int
+
+
+def locate(given: str | os.PathLike[str] | None = None) -> str:
+    """Return the absolute folder of the cache: *given*, ``$MODELHUB_CACHE_DIR``, or the user's cache folder.
+
+    Without a usable home (a container without HOME or passwd entry) it is ``$TMPDIR``.
+
+    Raises:
+        InvalidName: *given* or the variable is empty or relative.
+    """
+    what = "cache_dir"
+    if given is None and "MODELHUB_CACHE_DIR" in os.environ:
+        given, what = os.environ["MODELHUB_CACHE_DIR"], "MODELHUB_CACHE_DIR"
+    if given is not None:
+        path = os.path.expanduser(os.fspath(given))
+        if not path or "\0" in path:
+            raise InvalidName(f"{what} is empty.", hint=f"Set {what} to an absolute path, or leave it unset.")
+        if not os.path.isabs(path):
+            raise InvalidName(
+                f"{what}={shown(path)} is a relative path: it would change with the working directory.",
+                hint=f"Set {what} to an absolute path.",
+            )
+        return os.path.normpath(path)
+    return _default()
+
+
+def _default() -> str:
+    import tempfile
+
+    if os.environ.get("XDG_CACHE_HOME") or os.path.isdir(os.path.expanduser("~")):
+        import platformdirs
+
+        path = platformdirs.user_cache_dir("modelhub", appauthor=False)
+        if os.path.isabs(path) and _usable(path):
+            return path
+    try:
+        return os.path.join(
+            tempfile.gettempdir(), f"modelhub-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
+        )
+    except OSError as exc:
+        raise StoreUnavailable(
+            "There is no writable place for the cache: no home folder, no temporary folder.",
+            hint="Set MODELHUB_CACHE_DIR to an absolute path that can be written.",
+        ) from exc
+
+
+def _usable(path: str) -> bool:
+    """Return whether *path*, or the nearest folder above it that exists, can be written."""
+    while not os.path.exists(path):
+        parent = os.path.dirname(path)
+        if parent == path:
+            return False
+        path = parent
+    return os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)
+
+
+class Cache:
+    """The cache in one folder, made when first written to. Safe for many threads and processes.
+
+    Attributes:
+        path: its absolute folder.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str] | None = None, *, outside: Sequence[str | os.PathLike[str]] = ()
+    ) -> None:
+        """Name the cache; nothing is created. *outside* are folders that it must not lie in.
+
+        Raises:
+            InvalidName: a relative or empty path (see `locate`), or one inside an *outside* folder.
+        """
+        self.path = locate(path)
+        real = os.path.realpath(self.path)
+        for root in outside:
+            other = os.path.realpath(os.fspath(root))
+            if real == other or real.startswith(other.rstrip(os.sep) + os.sep):
+                raise InvalidName(
+                    f"The cache {shown(self.path)} lies inside the artifact store, and cleaning deletes.",
+                    hint="Set MODELHUB_CACHE_DIR (or cache_dir=) to another folder.",
+                )
+        self._v1 = os.path.join(self.path, "v1")
+        self._verified: dict[str, tuple[int, int, int]] = {}
+        self._swept = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Cache {shown(self.path)}>"
+
+    @property
+    def records(self) -> Path:
+        """Where `place.into` may keep its records."""
+        return Path(self._v1, "records")
+
+    def keep(self, path: str | os.PathLike[str], data: bytes) -> None:
+        """Write a small note of the cache's users, whole or not at all; *path* lies in its folder.
+
+        Raises:
+            StoreUnavailable: the cache's disk failed.
+        """
+        temporary = os.path.join(self._v1, "tmp", disk.temporary("keep"))
+        with self._writing():
+            disk.make_dirs(os.path.dirname(temporary), 0o700)
+            disk.make_dirs(os.path.dirname(os.fspath(path)), 0o700)
+            try:
+                fd = disk.create(temporary, 0o600)
+                try:
+                    disk.write_all(fd, data)
+                finally:
+                    os.close(fd)
+                os.replace(temporary, path)
+            except BaseException:
+                disk.remove(temporary)
+                raise
+
+    # ---- one file
+
+    def get(self, digest: str, size: int | None = None, *, verify: Verify = None) -> Path | None:
+        """Return where the cached bytes of *digest* are, or None if they are not here or were found wrong.
+
+        *size* in bytes, where it is known, tells a wrong entry without a second look.
+        Size, mtime and inode are compared with what they were when the bytes were last checked; a
+        difference, or ``verify="always"``, means reading them again. A wrong entry is removed.
+        """
+        _check_verify(verify)
+        path = self._blob(digest)
+        try:
+            info = os.lstat(path)
+        except OSError:
+            return None
+        wanted = info.st_size if size is None or size < 0 else size  # unknown: the digest says it all
+        if not stat.S_ISREG(info.st_mode) or info.st_size != wanted:
+            self._condemn(path, digest)
+            return None
+        facts = _facts(info)
+        if verify != "always":
+            if self._verified.get(digest) == facts:
+                return Path(path)
+            if self._note(path) == facts:
+                self._verified[digest] = facts
+                self._seen(path)
+                return Path(path)
+        try:
+            actual, got = disk.hash_file(path)
+        except (NotFound, StoreUnavailable):
+            actual, got = "", -1
+        if actual != digest or got != wanted:
+            self._condemn(path, digest)
+            return None
+        with contextlib.suppress(OSError):
+            if _facts(os.lstat(path)) == facts:
+                self._verified[digest] = facts
+                self._write_note(path, facts)
+        return Path(path)
+
+    def fetch(
+        self, file: File, store: BlobStore, *, progress: Progress | None = None, verify: Verify = None
+    ) -> Path:
+        """Return where the bytes of *file* are on this disk, read-only, fetched from *store* if need be.
+
+        Raises:
+            NotFound: the store does not have them.
+            DigestMismatch: the store gave other bytes; the cache is as it was.
+            StoreUnavailable: the store or the cache's disk failed.
+        """
+        found = self.get(file.digest, file.size, verify=verify)
+        if found is not None:
+            if progress is not None:
+                progress(file.size)
+            return found
+        with self._lock(file.digest) as waited:
+            if waited and (found := self.get(file.digest, file.size)) is not None:
+                if progress is not None:
+                    progress(file.size)
+                return found
+            return self._admit(file, store, progress)
+
+    def fetch_all(
+        self,
+        files: Sequence[File],
+        store: BlobStore,
+        *,
+        progress: Progress | None = None,
+        verify: Verify = None,
+    ) -> dict[str, Path]:
+        """Return where the bytes of *files* are, by digest, fetched several at a time; raises as `fetch`."""
+        unique = list({file.digest: file for file in files}.values())
+        repeated = sum(file.size for file in files) - sum(file.size for file in unique)
+        if progress is not None and repeated:
+            progress(repeated)
+        paths = each(lambda f, step: self.fetch(f, store, progress=step, verify=verify), unique, progress)
+        return {file.digest: path for file, path in zip(unique, paths, strict=True)}
+
+    def _admit(self, file: File, store: BlobStore, progress: Progress | None) -> Path:
+        final = self._blob(file.digest)
+        folder = os.path.join(self._v1, "tmp")
+        temporary = os.path.join(folder, disk.temporary(file.digest[7:]))
+        with self._writing():
+            disk.make_dirs(folder, 0o700)
+            disk.make_dirs(os.path.dirname(final), 0o700)
+            if not self._swept or time.monotonic() - self._swept > 60:
+                disk.sweep(folder)
+                disk.sweep(os.path.join(self._v1, "records"), end=".partial")
+                self._swept = time.monotonic()
+            fd = disk.create(temporary, 0o444)
+        try:
+            try:
+                self._transfer(file, store, fd, progress)
+                with self._writing():
+                    os.fsync(fd)
+                    facts = _facts(os.fstat(fd))
+            finally:
+                os.close(fd)
+            with self._writing():
+                self._write_note(final, facts)
+                if os.path.isdir(final) and not os.path.islink(final):
+                    self._condemn(final, file.digest)
+                os.replace(temporary, final)
+                disk.fsync_dir(os.path.dirname(final))
+        except BaseException:
+            disk.remove(temporary)
+            raise
+        self._verified[file.digest] = facts
+        return Path(final)
+
+    def _transfer(self, file: File, store: BlobStore, fd: int, progress: Progress | None) -> None:
+        for last in (False, True):
+            try:
+                with translated("fetch from", store.url):
+                    store.fetch(file.digest, file.size, fd, progress=progress)
+            except DigestMismatch:
+                # Cut short or mixed on the way: once more from the start, and then it is the store.
+                if last:
+                    raise
+                with self._writing():
+                    os.ftruncate(fd, 0)
+                    os.lseek(fd, 0, os.SEEK_SET)
+                progress = None
+            else:
+                return
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        with translated("write to the cache", self.path):
+            try:
+                yield
+            except OSError as exc:
+                if exc.errno in _NO_ENTRY:
+                    raise StoreUnavailable(
+                        f"The cache {shown(self.path)} cannot be written: {os.strerror(exc.errno or 0)}.",
+                        hint="Set MODELHUB_CACHE_DIR (or cache_dir=) to an absolute path that is writable.",
+                        errno=exc.errno,
+                    ) from exc
+                raise
+
+    # ---- a folder
+
+    def folder(
+        self,
+        files: Sequence[File],
+        store: BlobStore,
+        *,
+        progress: Progress | None = None,
+        verify: Verify = None,
+    ) -> Path:
+        """Return a read-only folder in the cache with *files* under their paths, whole or not at all.
+
+        It is named by the digest of the manifest of *files*, so equal sets share one. Its files are
+        hard links to the cache's own, where the disk has those: it takes no room.
+
+        Raises as `fetch` does.
+        """
+        final = self._folder(files)
+        for turn in range(8):  # more than once only if somebody damages or prunes the cache meanwhile
+            paths = self.fetch_all(files, store, progress=None if turn else progress, verify=verify)
+            if self._made(final, files, paths, always=verify == "always"):
+                return Path(final)
+        raise StoreUnavailable(
+            f"The folder {disk.text(final)} in the cache changes while it is made.",
+            hint="Find the process that writes there, or set MODELHUB_CACHE_DIR to another folder.",
+        )
+
+    def cached_folder(self, files: Sequence[File], *, verify: Verify = None) -> Path | None:
+        """Return the folder of *files* if all their bytes are cached already, else None (for offline use)."""
+        paths: dict[str, Path] = {}
+        for file in files:
+            found = self.get(file.digest, file.size, verify=verify)
+            if found is None:
+                return None
+            paths[file.digest] = found
+        final = self._folder(files)
+        made = self._made(final, files, paths, always=verify == "always")
+        return Path(final) if made else None
+
+    def _folder(self, files: Sequence[File]) -> str:
+        return os.path.join(self._v1, "folders", manifest.digest(files)[7:])
+
+    def _is_whole(self, final: str, files: Sequence[File], paths: dict[str, Path], *, always: bool) -> bool:
+        """Return whether the folder holds exactly *files*, each the same inode as the verified blob."""
+        expected = {file.path: file for file in files}
+        try:
+            found = staging.listing(final)
+        except (OSError, StoreUnavailable):
+            return False
+        if found is None or set(found) != set(expected):
+            return False
+        for path, info in found.items():
+            file = expected[path]
+            if not stat.S_ISREG(info.st_mode) or info.st_size != file.size:
+                return False
+            try:
+                blob = os.lstat(paths[file.digest])
+            except OSError:
+                return False
+            if (info.st_dev, info.st_ino) == (blob.st_dev, blob.st_ino):
+                continue  # the blob itself, verified above
+            if always or info.st_mtime_ns != blob.st_mtime_ns:  # a copy carries the blob's time as its mark
+                try:
+                    if disk.hash_file(os.path.join(os.fsencode(final), disk.raw(path)))[0] != file.digest:
+                        return False
+                except (NotFound, StoreUnavailable):
+                    return False
+        return True
+
+    def _made(self, final: str, files: Sequence[File], paths: dict[str, Path], *, always: bool) -> bool:
+        """Return whether the folder is whole, after making it if it was not; False: look again."""
+        if self._is_whole(final, files, paths, always=always):
+            return True
+        staged = os.path.join(self._v1, "tmp", disk.temporary(os.path.basename(final)))
+        try:
+            with self._writing():
+                disk.make_dirs(os.path.dirname(final), 0o700)
+                disk.make_dirs(os.path.dirname(staged), 0o700)
+                staging.stage(staged, files, lambda file: paths[file.digest], how="share", frozen=True)
+                if os.path.lexists(final):
+                    if self._is_whole(final, files, paths, always=always):
+                        return True  # another process was faster
+                    self._condemn(final, os.path.basename(final))
+                with contextlib.suppress(FileExistsError, IsADirectoryError, NotADirectoryError):
+                    os.rename(staged, final)
+                    os.chmod(final, 0o555)  # noqa: S103 - read-only; only now: such a folder cannot be moved
+        except OSError as exc:
+            if exc.errno not in (errno.ENOENT, errno.ENOTEMPTY):  # pruned meanwhile, or made by another
+                raise
+        finally:
+            if os.path.lexists(staged):
+                disk.remove_tree(staged)
+        return self._is_whole(final, files, paths, always=always)
+
+    # ---- the whole
+
+    def info(self) -> CacheInfo:
+        """Return what the cache holds."""
+        blobs = list(self._blobs())
+        folders = _names(os.path.join(self._v1, "folders"))
+        return CacheInfo(self.path, len(blobs), len(folders), sum(info.st_size for _, _, info in blobs))
+
+    def verify(self) -> tuple[str, ...]:
+        """Read every cached blob; remove those whose bytes are wrong and return their digests."""
+        return tuple(
+            digest
+            for digest, _, info in list(self._blobs())
+            if self.get(digest, info.st_size, verify="always") is None
+        )
+
+    def prune(self, max_size: int = 0) -> int:
+        """Remove the blobs used longest ago until at most *max_size* bytes are left; return the bytes freed.
+
+        Folders that need a removed blob go with it, and so does everything unfinished or bad.
+        """
+        disk.sweep(os.path.join(self._v1, "tmp"))
+        disk.sweep(os.path.join(self._v1, "bad"), older_than=0)
+        used = sorted(
+            ((_last_use(path, info), digest, path, info) for digest, path, info in self._blobs()),
+            key=lambda x: x[:2],
+        )
+        total = sum(info.st_size for *_, info in used)
+        gone: set[tuple[int, int]] = set()
+        freed = 0
+        for _, digest, path, info in used:
+            if total - freed <= max_size:
+                break
+            with self._writing():
+                disk.remove(path + ".note")
+                os.unlink(path)
+            self._verified.pop(digest, None)
+            gone.add((info.st_dev, info.st_ino))
+            freed += info.st_size
+        if gone:
+            for name in _names(os.path.join(self._v1, "folders")):
+                folder = os.path.join(self._v1, "folders", name)
+                found = staging.listing(folder)
+                if (
+                    found is None
+                    or max_size == 0
+                    or any((i.st_dev, i.st_ino) in gone for i in found.values())
+                ):
+                    self._condemn(folder, name)
+            disk.sweep(os.path.join(self._v1, "bad"), older_than=0)
+        return freed
+
+    def clear(self) -> int:
+        """Remove everything that is cached and return the bytes freed."""
+        freed = self.prune(0)
+        for name in _names(os.path.join(self._v1, "folders")):
+            disk.remove_tree(os.path.join(self._v1, "folders", name))
+        return freed
+
+    def sweep(self, older_than: float | None = None) -> int:
+        """Remove what killed writers left behind, and wrong entries; return how many."""
+        locks = os.path.join(self._v1, "locks")
+        count = disk.sweep(os.path.join(self._v1, "tmp"), older_than=older_than)
+        count += disk.sweep(os.path.join(self._v1, "records"), older_than=older_than, end=".partial")
+        count += disk.sweep(os.path.join(self._v1, "bad"), older_than=0)
+        for name in _names(locks):
+            with contextlib.suppress(OSError):
+                fd = os.open(os.path.join(locks, name), disk.LOCK)
+                try:
+                    if disk.try_lock(fd):
+                        os.unlink(os.path.join(locks, name))
+                        count += 1
+                finally:
+                    os.close(fd)
+        return count
+
+    # ---- inside
+
+    def _blob(self, digest: str) -> str:
+        if not manifest.is_digest(digest):
+            raise InvalidName(
+                f"{shown(digest)} is not a digest.", hint="Digests read sha256: and 64 lower-case hex digits."
+            )
+        return os.path.join(self._v1, "blobs", digest[7:9], digest[9:])
+
+    def _blobs(self) -> Iterator[tuple[str, str, os.stat_result]]:
+        top = os.path.join(self._v1, "blobs")
+        for shard in _names(top):
+            for rest in _names(os.path.join(top, shard)):
+                if _HEX.fullmatch(rest):
+                    path = os.path.join(top, shard, rest)
+                    with contextlib.suppress(OSError):
+                        yield f"sha256:{shard}{rest}", path, os.lstat(path)
+
+    def _note(self, path: str) -> tuple[int, int, int] | None:
+        try:
+            fd, _ = disk.open_regular(path + ".note")
+        except OSError:
+            return None
+        try:
+            words = os.read(fd, 200).split()
+            return (int(words[1]), int(words[2]), int(words[3])) if words[0] == b"1" else None
+        except (OSError, ValueError, IndexError):
+            return None
+        finally:
+            os.close(fd)
+
+    def _write_note(self, path: str, facts: tuple[int, int, int]) -> None:
+        """Note *facts* beside the blob; without a note its bytes are merely read again next time."""
+        temporary = os.path.join(self._v1, "tmp", disk.temporary("note"))
+        try:
+            fd = disk.create(temporary, 0o600)
+            try:
+                disk.write_all(fd, b"1 %d %d %d\n" % facts)
+            finally:
+                os.close(fd)
+            os.replace(temporary, path + ".note")
+        except OSError:
+            disk.remove(temporary)
+
+    def _seen(self, path: str) -> None:
+        """Mark the use in the note's mtime, for `prune`; at most once an hour."""
+        with contextlib.suppress(OSError):
+            if time.time() - os.lstat(path + ".note").st_mtime > _SEEN:
+                os.utime(path + ".note", follow_symlinks=False)
+
+    def _condemn(self, path: str, digest: str) -> None:
+        """Take a wrong entry out of the way, for good: rename first, so that nobody finds half of it."""
+        self._verified.pop(digest, None)
+        bad = os.path.join(self._v1, "bad")
+        try:
+            disk.make_dirs(bad, 0o700)
+            moved = os.path.join(bad, disk.temporary(os.path.basename(path)))
+            if os.path.isdir(path) and not os.path.islink(path):
+                os.chmod(path, 0o700)  # a read-only folder cannot be moved to another parent
+            os.rename(path, moved)
+        except OSError:
+            return  # gone already, or a cache that we cannot write: the entry is not used either way
+        disk.remove(path + ".note")
+        disk.remove_tree(moved) if os.path.isdir(moved) else disk.remove(moved)
+
+    @contextlib.contextmanager
+    def _lock(self, digest: str) -> Iterator[bool]:
+        """Wait while somebody else fetches *digest*; yield whether to look again. Best effort."""
+        name = os.path.join(self._v1, "locks", digest[7:])
+        try:
+            disk.make_dirs(os.path.dirname(name), 0o700)
+            fd = os.open(name, disk.LOCK, 0o600)
+        except OSError:
+            yield True
+            return
+        try:
+            yield self._wait(fd, digest) or os.path.lexists(self._blob(digest))
+        finally:
+            disk.remove(name)  # before it is let go: whoever waits has its own descriptor
+            os.close(fd)
+
+    def _wait(self, fd: int, digest: str) -> bool:
+        """Return whether others were waited for."""
+        waited, pause = False, 0.01
+        marks, since = self._marks(digest), time.monotonic()
+        while disk.try_lock(fd) is False:
+            waited = True
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.25)
+            now = self._marks(digest)
+            if now != marks:
+                marks, since = now, time.monotonic()
+            elif time.monotonic() - since > _STALLED:
+                break  # its holder is stopped or hangs: fetch as well
+        return waited
+
+    def _marks(self, digest: str) -> tuple[tuple[str, int], ...]:
+        """Return how far others have come with *digest*."""
+        folder, found = os.path.join(self._v1, "tmp"), []
+        for name in _names(folder):
+            if name.startswith(digest[7:]):
+                with contextlib.suppress(OSError):
+                    found.append((name, os.lstat(os.path.join(folder, name)).st_size))
+        return tuple(found)
+
+
+def _check_verify(verify: Verify) -> None:
+    if verify not in (None, "always"):
+        raise InvalidName(f"verify={shown(verify)} is unknown.", hint="Use verify='always', or leave it out.")
+
+
+def _facts(info: os.stat_result) -> tuple[int, int, int]:
+    return info.st_size, info.st_mtime_ns, info.st_ino
+
+
+def _last_use(path: str, info: os.stat_result) -> float:
+    try:
+        return max(info.st_mtime, os.lstat(path + ".note").st_mtime)
+    except OSError:
+        return info.st_mtime
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []

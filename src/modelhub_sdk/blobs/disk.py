@@ -1,0 +1,522 @@
+"""The local disk, done carefully: temporary files with an owner, durable renames, copies that hash.
+
+Everything here raises `ModelHubError` subclasses only. A temporary file's name tells which process
+writes it, so that the leftovers of a killed process are removed by the next writer, without a
+lock and without waiting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import queue
+import stat
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from modelhub_sdk.errors import DigestMismatch, ModelHubError, NotFound, StoreUnavailable, shown
+
+Progress = Callable[[int], object]
+"""Called with the number of bytes done since its last call."""
+
+CHUNK = 1 << 20
+"""Bytes moved at once. A copy holds four of these, whatever the file's size."""
+
+EMPTY = "sha256:" + hashlib.sha256(b"").hexdigest()
+
+_INLINE = 4 * CHUNK  # below this a second thread costs more than it saves
+_FLUSH = 32 * CHUNK  # start writing to the disk this often, so that the last fsync finds little to do
+_STALE = 24 * 3600.0  # a temporary file of an unknown owner is left over after this many seconds
+
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_CLOEXEC = getattr(os, "O_CLOEXEC", 0)
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)
+_DIRECTORY = getattr(os, "O_DIRECTORY", 0)
+_BINARY = getattr(os, "O_BINARY", 0)
+
+READ = os.O_RDONLY | _NOFOLLOW | _CLOEXEC | _NONBLOCK | _BINARY
+CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _CLOEXEC | _BINARY
+DIRECTORY = os.O_RDONLY | _DIRECTORY | _NOFOLLOW | _CLOEXEC
+LOCK = os.O_RDWR | os.O_CREAT | _NOFOLLOW | _CLOEXEC  # never truncates, never through a link
+
+Name = str | bytes
+
+
+class Reader(Protocol):
+    """Bytes to be copied: read to the end, then `finish`, and `close` in any case."""
+
+    def readinto(self, view: memoryview) -> int:
+        """Fill *view* from its start and return how many bytes came; 0 is the end."""
+
+    def finish(self) -> None:
+        """Check, after the last byte, that nothing changed meanwhile; raises if something did."""
+
+    def close(self) -> None:
+        """Release the descriptor."""
+
+
+# --------------------------------------------------------------------------- errors
+
+
+@contextlib.contextmanager
+def translated(doing: str, where: object, hint: str = "") -> Iterator[None]:
+    """Turn an OSError in the block into `StoreUnavailable`, saying what was done, where, and why not."""
+    try:
+        yield
+    except ModelHubError:
+        raise
+    except (OSError, ValueError) as exc:  # ValueError: a NUL in a path, a closed file
+        raise unavailable(exc, doing, where, hint) from exc
+
+
+def unavailable(exc: BaseException, doing: str, where: object, hint: str = "") -> StoreUnavailable:
+    """Return the `StoreUnavailable` that tells of *exc*, with its ``errno``."""
+    number = exc.errno if isinstance(exc, OSError) else None
+    reason = os.strerror(number) if number is not None else type(exc).__name__
+    return StoreUnavailable(
+        f"Cannot {doing} {text(where)}: {reason}.", hint=hint or _HINTS.get(number or 0, ""), errno=number
+    )
+
+
+_HINTS = {
+    errno.ENOSPC: "Free space on that disk, then try again; nothing half-written was left.",
+    getattr(errno, "EDQUOT", -1): "The quota is used up: free space, then try again.",
+    errno.EFBIG: "The file is larger than this process or disk allows (ulimit -f).",
+    errno.EROFS: "The file system is read-only: use another place.",
+    errno.EACCES: "Check the permissions of the path and of the folders above it.",
+    errno.EPERM: "Check the permissions of the path and of the folders above it.",
+    errno.EMFILE: "This process has too many open files (ulimit -n).",
+    errno.ENOENT: "Something removed the folder meanwhile; try again.",
+    errno.EIO: "The disk reports an error: check it before anything is trusted to it.",
+    errno.ELOOP: "It is a symbolic link, which is not followed here.",
+    errno.ENAMETOOLONG: "The path is longer than this file system allows.",
+}
+
+
+def text(where: object) -> str:
+    """Return a path for an error message: quoted, escaped, readable also when it is not UTF-8."""
+    try:
+        raw = os.fspath(where)  # type: ignore[call-overload]
+    except TypeError:
+        return shown(where)
+    return shown(raw.decode("utf-8", "backslashreplace") if isinstance(raw, bytes) else raw, 300)
+
+
+# --------------------------------------------------------------------------- small durable steps
+
+
+def raw(path: str) -> bytes:
+    """Return a path of a version as the disk's bytes: UTF-8, whatever the locale."""
+    return path.encode("utf-8", "surrogateescape")
+
+
+def unraw(name: bytes) -> str:
+    """Return a name from the disk as text; bytes that are not UTF-8 become surrogates, never accepted."""
+    return name.decode("utf-8", "surrogateescape")
+
+
+def fsync_dir(path: Name | int) -> None:
+    """Make the entries of the folder *path* (or of its descriptor) durable, where the system can."""
+    if os.name == "nt":
+        return
+    fd = path if isinstance(path, int) else os.open(path, os.O_RDONLY | _DIRECTORY | _CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as exc:
+        if exc.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # some file systems cannot
+            raise
+    finally:
+        if not isinstance(path, int):
+            os.close(fd)
+
+
+def make_dirs(path: str, mode: int = 0o777, *, _again: bool = False) -> bool:
+    """Create the folder *path* and those above it, durably; return whether it was missing.
+
+    A umask that would lock this very user out (0777) is corrected.
+    """
+    try:
+        os.mkdir(path, mode)
+    except FileExistsError:
+        info = os.stat(path)
+        if not stat.S_ISDIR(info.st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
+        _unlock(path, info)
+        return False
+    except PermissionError:
+        above = [path[:at] for at in range(1, len(path)) if path[at] == os.sep]
+        closed = False
+        for folder in above:
+            closed |= _unlock(folder, os.stat(folder))
+        if not closed and _again:
+            raise
+        return make_dirs(path, mode, _again=True)
+    except FileNotFoundError:
+        parent = os.path.dirname(path)
+        if os.path.isdir(parent) and _again:  # a place like /proc, where nothing can be made
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path) from None
+        if not parent or parent == path:
+            raise
+        make_dirs(parent, mode)
+        return make_dirs(path, mode, _again=True)
+    if os.stat(path).st_mode & 0o700 != mode & 0o700:
+        os.chmod(path, mode & 0o700)
+    fsync_dir(os.path.dirname(path) or ".")
+    return True
+
+
+def _unlock(path: str, info: os.stat_result) -> bool:
+    """Open a folder of ours that a umask of 0777 closed: another thread is about to, after its mkdir."""
+    if os.name == "nt" or info.st_mode & 0o777 or info.st_uid != os.geteuid():
+        return False
+    os.chmod(path, 0o700)
+    return True
+
+
+def create(path: Name, mode: int, *, dir_fd: int | None = None) -> int:
+    """Return a descriptor of the new file *path*; it exists with permissions *mode* less the umask.
+
+    The descriptor can write even when *mode* is read-only. The owner can always read.
+    """
+    fd = os.open(path, CREATE, mode, dir_fd=dir_fd)
+    if os.name != "nt" and not os.fstat(fd).st_mode & stat.S_IRUSR:
+        os.fchmod(fd, mode & 0o700)
+    return fd
+
+
+def try_lock(fd: int) -> bool | None:
+    """Take the lock of the open file *fd*, let go when it is closed; False: others hold it; None: there are no locks.
+
+    On some network disks every taker succeeds. Nothing may depend on a lock but the saving of work.
+    """
+    try:
+        import fcntl
+
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return None
+    return True
+
+
+def unlock(fd: int) -> None:
+    """Let the lock of *fd* go at once, also where a forked child has the file open as well."""
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def write_all(fd: int, data: memoryview | bytes) -> None:
+    """Write all of *data* to *fd*, however short each write is."""
+    view = memoryview(data)
+    while view:
+        done = os.write(fd, view)
+        if done <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        view = view[done:]
+
+
+def remove(path: Name, *, dir_fd: int | None = None) -> None:
+    """Remove the file *path* if it is there; an error is swallowed (used while cleaning up)."""
+    with contextlib.suppress(OSError):
+        os.unlink(path, dir_fd=dir_fd)
+
+
+def remove_tree(path: Name) -> None:
+    """Remove the folder *path* with all in it, also where its folders are read-only; best effort."""
+    import shutil
+
+    if os.path.islink(path):
+        remove(path)
+        return
+
+    def unlock(function: Callable[..., object], name: str, _: object) -> None:
+        with contextlib.suppress(OSError):
+            os.chmod(os.path.dirname(name), 0o700)
+            if os.path.isdir(name) and not os.path.islink(name):
+                os.chmod(name, 0o700)
+                shutil.rmtree(name, ignore_errors=True)
+            else:
+                os.unlink(name)
+
+    with contextlib.suppress(OSError, RecursionError):
+        for folder, _dirs, _files in os.walk(os.fsencode(path)):
+            with contextlib.suppress(OSError):
+                os.chmod(folder, 0o700)
+        shutil.rmtree(path, onerror=unlock)
+
+
+# --------------------------------------------------------------------------- temporary names
+
+_home: list[str] = []
+
+
+def _where() -> str:
+    """Return a tag of this machine, boot and process-id name space."""
+    if not _home:
+        facts = [os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")]
+        with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", "rb") as file:
+            facts.append(file.read().hex())
+        with contextlib.suppress(OSError):
+            facts.append(os.readlink("/proc/self/ns/pid"))
+        _home.append(hashlib.sha256("\0".join(facts).encode()).hexdigest()[:12])
+    return _home[0]
+
+
+def temporary(stem: str = "") -> str:
+    """Return a file name that no other process or thread uses and that tells who owns it."""
+    return f"{stem}.{_where()}.{os.getpid()}.{uuid.uuid4().hex[:12]}"
+
+
+def is_left_over(name: str, modified: float, *, older_than: float | None = None) -> bool:
+    """Return whether the temporary file *name*, last written at *modified*, has no living owner.
+
+    With *older_than* (seconds) its age alone decides. Otherwise a dead process of this machine
+    leaves its files at once, and what other machines own is left over after a day.
+    """
+    age = time.time() - modified
+    if older_than is not None:
+        return age >= older_than
+    parts = name.removesuffix(".partial").rsplit(".", 3)
+    if len(parts) == 4 and parts[1] == _where() and parts[2].isdigit() and int(parts[2]) != os.getpid():
+        try:
+            os.kill(int(parts[2]), 0)
+        except ProcessLookupError:
+            return True
+        except (OSError, OverflowError):
+            pass
+    return age > _STALE
+
+
+def sweep(folder: Name, *, older_than: float | None = None, start: str = "", end: str = "") -> int:
+    """Remove leftovers of killed writers from *folder*; return how many. Never raises OSError.
+
+    With *start* and *end* only names that begin and end so.
+    """
+    count = 0
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            name = os.fsdecode(entry.name)
+            if not (name.startswith(start) and name.endswith(end)):
+                continue
+            with contextlib.suppress(OSError):
+                info = entry.stat(follow_symlinks=False)
+                if is_left_over(name, info.st_mtime, older_than=older_than):
+                    if stat.S_ISDIR(info.st_mode):
+                        remove_tree(entry.path)
+                    else:
+                        os.unlink(entry.path)
+                    count += 1
+    return count
+
+
+# --------------------------------------------------------------------------- reading
+
+
+def open_regular(path: Name, *, dir_fd: int | None = None) -> tuple[int, os.stat_result]:
+    """Return a descriptor and the stat of the regular file *path*; a link, device or FIFO is an OSError."""
+    fd = os.open(path, READ, dir_fd=dir_fd)
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return fd, info
+
+
+class FdReader:
+    """A `Reader` of an open descriptor, which it closes. Nothing is checked at the end."""
+
+    def __init__(self, fd: int, where: object) -> None:
+        self._fd = fd
+        self._where = where
+
+    def readinto(self, view: memoryview) -> int:
+        """Fill *view* from its start and return how many bytes came."""
+        with translated("read", self._where):
+            return os.readv(self._fd, [view]) if hasattr(os, "readv") else _readinto(self._fd, view)
+
+    def finish(self) -> None:
+        """Check nothing."""
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def _readinto(fd: int, view: memoryview) -> int:
+    data = os.read(fd, len(view))
+    view[: len(data)] = data
+    return len(data)
+
+
+# --------------------------------------------------------------------------- copying
+
+
+class _Worker:
+    """One background thread that runs what it is given, in order; inline where none can start."""
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[tuple[Callable[[], object], threading.Semaphore | None] | None]
+        self._jobs = queue.SimpleQueue()
+        self.error: BaseException | None = None
+        self._thread: threading.Thread | None = threading.Thread(target=self._run, daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:  # the interpreter is shutting down, or no more threads
+            self._thread = None
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            self._do(*job)
+
+    def _do(self, function: Callable[[], object], done: threading.Semaphore | None) -> None:
+        try:
+            if self.error is None:
+                function()
+        except BaseException as exc:  # noqa: BLE001 - handed to the thread that waits
+            self.error = exc
+        finally:
+            if done is not None:
+                done.release()
+
+    def give(self, function: Callable[[], object], done: threading.Semaphore | None = None) -> None:
+        if self._thread is None:
+            self._do(function, done)
+        else:
+            self._jobs.put((function, done))
+
+    def stop(self) -> None:
+        if self._thread is not None:
+            self._jobs.put(None)
+            self._thread.join()
+
+
+def copy(
+    reader: Reader,
+    fd: int | None,
+    *,
+    size: int | None = None,
+    at_most: int | None = None,
+    progress: Progress | None = None,
+    where: object = "the copy",
+    flush: bool = False,
+) -> tuple[str, int]:
+    """Copy *reader* to the descriptor *fd* (None: only hash) and return the digest and size of the bytes.
+
+    Hashing, and telling the disk to begin, happen beside the copying; memory does not depend on
+    the size. *size* is what is expected, if known (small files are done without threads). With
+    *at_most* the copy stops with the first byte after that many. With *flush* the disk is
+    kept busy meanwhile, so that the caller's fsync is short.
+
+    Raises:
+        StoreUnavailable: *fd* (which is *where*) cannot be written, or the reader's own errors.
+    """
+    if size is not None and size <= _INLINE:
+        return _copy_inline(reader, fd, at_most, progress, where)
+    hasher = hashlib.sha256()
+    free = threading.Semaphore(3)
+    buffers = [memoryview(bytearray(CHUNK)) for _ in range(4)]
+    hashing, flushing = _Worker(), None
+    flushed = threading.Semaphore(0)
+    pending = False
+    total = turn = unflushed = 0
+    try:
+        while True:
+            free.acquire()  # one of the four is always ours: the one that is being filled
+            view = buffers[turn % 4]
+            turn += 1
+            got = reader.readinto(view)
+            if not got:
+                break
+            piece = view[:got]
+            hashing.give(lambda piece=piece: hasher.update(piece), free)  # type: ignore[misc]
+            total += got
+            if fd is not None:
+                with translated("write", where):
+                    write_all(fd, piece)
+                unflushed += got
+                if flush and unflushed >= _FLUSH and (not pending or flushed.acquire(blocking=False)):
+                    flushing = flushing or _Worker()
+                    flushing.give(lambda: os.fdatasync(fd) if hasattr(os, "fdatasync") else None, flushed)
+                    pending, unflushed = True, 0
+            if progress is not None:
+                progress(got)
+            if at_most is not None and total > at_most:
+                break
+        reader.finish()
+    finally:
+        hashing.stop()
+        if flushing is not None:
+            flushing.stop()
+    for worker in (hashing, flushing):
+        if worker is not None and worker.error is not None:
+            if isinstance(
+                worker.error, OSError
+            ):  # a failed flush is a failed write: never repeated on this file
+                raise unavailable(worker.error, "write", where) from worker.error
+            raise worker.error
+    return "sha256:" + hasher.hexdigest(), total
+
+
+def _copy_inline(
+    reader: Reader, fd: int | None, at_most: int | None, progress: Progress | None, where: object
+) -> tuple[str, int]:
+    hasher = hashlib.sha256()
+    view = memoryview(bytearray(CHUNK))
+    total = 0
+    while got := reader.readinto(view):
+        hasher.update(view[:got])
+        total += got
+        if fd is not None:
+            with translated("write", where):
+                write_all(fd, view[:got])
+        if progress is not None:
+            progress(got)
+        if at_most is not None and total > at_most:
+            break
+    reader.finish()
+    return "sha256:" + hasher.hexdigest(), total
+
+
+def hash_file(path: Name, *, progress: Progress | None = None) -> tuple[str, int]:
+    """Return the digest and size of the regular file *path*.
+
+    Raises:
+        NotFound: there is none.
+        StoreUnavailable: it cannot be read, or is a link or another special file.
+    """
+    try:
+        fd, info = open_regular(path)
+    except FileNotFoundError as exc:
+        raise NotFound(f"There is no file {text(path)}.") from exc
+    except OSError as exc:
+        raise unavailable(exc, "read", path) from exc
+    reader = FdReader(fd, path)
+    try:
+        return copy(reader, None, size=info.st_size, progress=progress, where=path)
+    finally:
+        reader.close()
+
+
+def mismatch(
+    expected: str, actual: str, source: object, *, size: int | None = None, got: int | None = None
+) -> DigestMismatch:
+    """Return the error for bytes from *source* that are not those of *expected*."""
+    detail = f" ({got} bytes instead of {size})" if got is not None and got != size else ""
+    return DigestMismatch(
+        f"The bytes from {text(source)} are not those that were registered{detail}:"
+        f" expected {expected}, got {actual or 'less than the whole'}.",
+        hint="Nothing was handed out. Restore that file in the store from a backup, or register it again.",
+        expected=expected,
+        actual=actual,
+        source=text(source),
+    )

@@ -1,0 +1,246 @@
+"""Building a new folder of a version's files, and looking at one, never through a link.
+
+Each folder is opened by itself, relative to the one above it, so that nobody who can write there
+makes us read or write elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from modelhub_sdk.blobs import disk, link
+from modelhub_sdk.blobs.disk import FdReader, Progress, translated
+from modelhub_sdk.blobs.parallel import each
+from modelhub_sdk.domain.entities import File
+from modelhub_sdk.errors import Conflict, DigestMismatch, shown
+
+Get = Callable[[File], str | os.PathLike[str]]
+"""Returns where the verified bytes of a file lie."""
+
+Facts = tuple[int, int, int, str]
+"""Size, mtime in nanoseconds, inode and digest of a file that we wrote."""
+
+
+def listing(folder: str | os.PathLike[str], limit: int | None = None) -> dict[str, os.stat_result] | None:
+    """Return path and lstat of everything in *folder* that is not a folder, or None if there is no *folder*.
+
+    Links are not followed. Beyond *limit* entries the rest is left out.
+
+    Raises:
+        StoreUnavailable: it cannot be read.
+    """
+    top = os.fsencode(folder)
+    found: dict[str, os.stat_result] = {}
+    stack: list[tuple[bytes, str]] = [(top, "")]
+    seen = 0
+    with translated("look into", folder):
+        while stack:
+            at, prefix = stack.pop()
+            try:
+                entries = os.scandir(at)
+            except (FileNotFoundError, NotADirectoryError):
+                if at == top:
+                    return None
+                continue
+            with entries:
+                for entry in entries:
+                    seen += 1
+                    if limit is not None and seen > limit:
+                        return found
+                    path = prefix + disk.unraw(entry.name)
+                    if entry.is_dir(follow_symlinks=False):
+                        stack.append((entry.path, path + "/"))
+                    else:
+                        found[path] = entry.stat(follow_symlinks=False)
+    return found
+
+
+def stage(
+    top: str,
+    files: Sequence[File],
+    get: Get,
+    *,
+    how: str,
+    heal: Get | None = None,
+    progress: Progress | None = None,
+    frozen: bool = False,
+) -> dict[str, Facts]:
+    """Make the new folder *top* with *files* in it, and return their facts by path.
+
+    *how* is as in `into`, or "share": hard links first, for folders inside the cache. With
+    *frozen* everything but *top* itself is read-only, and nothing is synced that is only a link.
+    """
+    with translated("write to", top):
+        os.mkdir(top, 0o777)
+        if os.stat(top).st_mode & 0o700 != 0o700:
+            os.chmod(top, 0o700)
+        root = os.open(top, disk.DIRECTORY)
+    try:
+        _refuse_twins(root, top, files)
+        folders = sorted({folder for file in files for folder in above(file.path)})
+        with translated("write to", top):
+            for folder in folders:  # parents sort before their children
+                fd = descend(root, folder, make=True)
+                os.close(fd)
+        done = each(
+            lambda file, step: _place(root, top, file, get, heal, how, frozen, step), tuple(files), progress
+        )
+        with translated("write to", top):
+            for folder in reversed(folders):
+                fd = descend(root, folder, make=False)
+                try:
+                    if frozen:
+                        os.fchmod(fd, 0o555)
+                    else:
+                        disk.fsync_dir(fd)
+                finally:
+                    os.close(fd)
+            if not frozen:
+                disk.fsync_dir(root)
+        return {file.path: facts for file, facts in zip(files, done, strict=True)}
+    finally:
+        os.close(root)
+
+
+def above(path: str) -> Iterator[str]:
+    """Yield the folders above *path*, outermost first."""
+    at = path.find("/")
+    while at >= 0:
+        yield path[:at]
+        at = path.find("/", at + 1)
+
+
+def descend(root: int, folder: str, *, make: bool) -> int:
+    """Return a descriptor of *folder* under *root*, no component of which is a link."""
+    fd = os.dup(root)
+    try:
+        for part in folder.split("/") if folder else ():
+            name = disk.raw(part)
+            if make:
+                try:
+                    os.mkdir(name, 0o777, dir_fd=fd)
+                except FileExistsError:
+                    pass
+                else:
+                    if os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode & 0o700 != 0o700:
+                        os.chmod(name, 0o700, dir_fd=fd)
+            below = os.open(name, disk.DIRECTORY, dir_fd=fd)
+            os.close(fd)
+            fd = below
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _refuse_twins(root: int, top: str, files: Iterable[File]) -> None:
+    """Refuse, before the first byte, names that this file system cannot tell apart."""
+    seen: dict[str, str] = {}
+    for file in files:
+        for name in (*above(file.path), file.path):
+            other = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+            if other != name:
+                if folds_case(root):
+                    raise Conflict(
+                        f"The disk of {disk.text(top)} does not tell {shown(other)} and {shown(name)} apart.",
+                        hint="Use a folder on a case-sensitive disk, or resolve them one by one (files=…).",
+                    )
+                return
+
+
+def folds_case(root: int) -> bool:
+    """Return whether the folder open as *root* is case-insensitive, by trying."""
+    name = disk.temporary("case") + "x"
+    with translated("write to", "the target folder"):
+        os.close(disk.create(name, 0o600, dir_fd=root))
+        try:
+            os.stat(name.swapcase(), dir_fd=root, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        finally:
+            disk.remove(name, dir_fd=root)
+    return True
+
+
+def _place(
+    root: int, top: str, file: File, get: Get, heal: Get | None, how: str, frozen: bool, step: Progress
+) -> Facts:
+    source = get(file)
+    folder, _, leaf = file.path.rpartition("/")
+    where = os.path.join(top, file.path)
+    with translated("write to", top):
+        fd = descend(root, folder, make=False)
+    try:
+        if _link(source, disk.raw(leaf), fd, how):
+            with translated("look at", where):
+                info = os.stat(disk.raw(leaf), dir_fd=fd, follow_symlinks=False)
+            step(file.size)
+        else:
+            try:
+                info = _copy(source, disk.raw(leaf), fd, file, how, frozen, where, step)
+            except DigestMismatch:
+                if heal is None:
+                    raise
+                info = _copy(heal(file), disk.raw(leaf), fd, file, how, frozen, where, lambda count: None)
+        return info.st_size, info.st_mtime_ns, info.st_ino, file.digest
+    finally:
+        os.close(fd)
+
+
+def _link(source: str | os.PathLike[str], name: bytes, fd: int, how: str) -> bool:
+    """Hard-link *source* where *how* allows it; False: copy."""
+    try:
+        if how in ("hard", "share"):
+            return link.hard(os.fspath(source), name, dir_fd=fd)
+        if how == "auto":
+            info = os.lstat(source)
+            if stat.S_ISREG(info.st_mode) and not link.writable(info):
+                return link.hard(os.fspath(source), name, dir_fd=fd)
+    except OSError as exc:
+        raise disk.unavailable(exc, "link", source) from exc
+    return False
+
+
+def _copy(
+    source: str | os.PathLike[str],
+    name: bytes,
+    dir_fd: int,
+    file: File,
+    how: str,
+    frozen: bool,
+    where: str,
+    step: Progress,
+) -> os.stat_result:
+    with translated("read", source):
+        given, info = disk.open_regular(os.fspath(source))
+    try:
+        with translated("write", where):
+            fd = disk.create(name, 0o444 if frozen else 0o666, dir_fd=dir_fd)
+        try:
+            if how != "copy" and info.st_size == file.size and link.clone(given, fd):
+                step(file.size)
+            else:
+                reader = FdReader(os.dup(given), source)
+                try:
+                    digest, size = disk.copy(
+                        reader, fd, size=file.size, at_most=file.size, progress=step, where=where, flush=True
+                    )
+                finally:
+                    reader.close()
+                if digest != file.digest:
+                    raise disk.mismatch(file.digest, digest, source, size=file.size, got=size)
+            with translated("write", where):
+                os.fsync(fd)
+                if frozen:
+                    os.utime(fd, ns=(info.st_atime_ns, info.st_mtime_ns))
+                return os.fstat(fd)
+        except BaseException:
+            disk.remove(name, dir_fd=dir_fd)
+            raise
+        finally:
+            os.close(fd)
+    finally:
+        os.close(given)

@@ -1,0 +1,254 @@
+"""The content-addressed store: bytes under their sha256, on a local disk or any fsspec file system.
+
+A blob lies at ``<url>/<registry id>/sha256/ab/<62 hex>``. The registry's id is part of the path,
+so two registries may share a bucket and never touch each other's blobs. Blobs are never changed:
+writing one that exists does nothing, and every read that hands out bytes checks them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, Protocol
+
+from modelhub_sdk.blobs import disk, sources
+from modelhub_sdk.blobs.disk import Progress
+from modelhub_sdk.blobs.parallel import each
+from modelhub_sdk.blobs.sources import Source
+from modelhub_sdk.domain.entities import File
+from modelhub_sdk.errors import DigestMismatch, InvalidName, NotAllowed, NotFound, shown
+from modelhub_sdk.formats.manifest import is_digest
+
+_SMALL = 1 << 20  # bytes
+
+
+class _Blobs(Protocol):
+    def put(self, source: Source, progress: Progress | None) -> tuple[str, int]: ...
+    def size(self, digest: str) -> int | None: ...
+    def open(self, digest: str) -> BinaryIO: ...
+    def fetch(self, digest: str, size: int, fd: int | None, progress: Progress | None) -> tuple[str, int]: ...
+    def delete(self, digest: str, needed: Callable[[], bool]) -> None: ...
+    def digests(self) -> Iterator[tuple[str, int]]: ...
+    def sweep(self, older_than: float | None) -> int: ...
+
+
+def local_path(url: str | os.PathLike[str]) -> str | None:
+    """Return the absolute folder that *url* names, or None if it is not on the local disk."""
+    given = os.fspath(url)
+    for scheme in ("file://", "local://"):
+        if given.startswith(scheme):
+            given = given[len(scheme) :]
+            break
+    else:
+        if "://" in given or "::" in given:
+            return None
+    return os.path.abspath(os.path.expanduser(given))
+
+
+class BlobStore:
+    """The blobs of one registry. Safe to use from several threads, and after a fork.
+
+    Attributes:
+        url: where it is, without any secret.
+        root: the local folder that holds it, or None.
+        read_only: whether writing is refused.
+    """
+
+    def __init__(
+        self,
+        url: str | os.PathLike[str],
+        *,
+        registry_id: str,
+        storage_options: Mapping[str, Any] | None = None,
+        read_only: bool = False,
+    ) -> None:
+        """Name the store at *url*; nothing is opened or created yet.
+
+        Raises:
+            InvalidName: *url* or *registry_id* cannot be used.
+        """
+        given = os.fspath(url)
+        if not given or "\0" in given:
+            raise InvalidName(
+                f"{shown(given)} is not a place for artifacts.", hint="Pass a folder or an fsspec URL."
+            )
+        if not registry_id or not registry_id.replace("-", "").isalnum() or not registry_id.isascii():
+            raise InvalidName(f"{shown(registry_id)} is not the id of a registry.")
+        self.read_only = read_only
+        self.root = local_path(given)
+        self._blobs: _Blobs
+        if self.root is not None:
+            from modelhub_sdk.blobs.local import LocalBlobs
+
+            self.url = self.root
+            self._blobs = LocalBlobs(os.path.join(self.root, registry_id))
+        else:
+            from modelhub_sdk.blobs.remote import RemoteBlobs, without_secrets
+
+            self.url = without_secrets(given)
+            self._blobs = RemoteBlobs(given.rstrip("/"), registry_id, dict(storage_options or {}))
+
+    def __repr__(self) -> str:
+        return f"<BlobStore {shown(self.url)}>"
+
+    # ---- writing
+
+    def put(self, source: Source, *, progress: Progress | None = None) -> File:
+        """Store the bytes of *source*, durably, and return them as a `File` of its path.
+
+        Raises:
+            StoreUnavailable: the store cannot be written; nothing was left half-written.
+            CredentialsRefused: the store refused our credentials.
+            Conflict: the source changed while it was read.
+            NotAllowed: the store is read-only.
+        """
+        self._writing()
+        digest, size = self._blobs.put(source, progress)
+        return File(source.path, size, digest)
+
+    def put_all(self, items: Sequence[Source], *, progress: Progress | None = None) -> tuple[File, ...]:
+        """Store all *items*, several at a time, and return their `File` values in the same order.
+
+        The first error stops the rest and is raised; Ctrl-C too. Blobs that were finished by then
+        stay, unused. Raises as `put` does.
+        """
+        self._writing()
+        small = self.root is not None and all(item.size is not None and item.size < _SMALL for item in items)
+        if len(items) <= 2 or (small and len(items) < 50):  # starting threads would cost more than they save
+            return tuple(self.put(item, progress=progress) for item in items)
+        return each(lambda item, step: self.put(item, progress=step), items, progress)
+
+    def put_bytes(self, data: bytes) -> str:
+        """Store *data* and return its digest; raises as `put` does."""
+        return self.put(sources.from_bytes(data)).digest
+
+    def delete(self, digest: str, *, needed: Callable[[], bool] = lambda: False) -> None:
+        """Remove a blob; one that is gone already is fine. Raises as `put` does.
+
+        *needed* is asked at the last moment. On a disk the blob is out of sight by then and comes back
+        if the answer is yes, so that a writer who found it there either is seen by *needed* or misses it.
+        """
+        self._writing()
+        self._blobs.delete(_checked(digest), needed)
+
+    def sweep(self, older_than: float | None = None) -> int:
+        """Remove what killed writers left behind and return how many files that were.
+
+        By default only what certainly has no living writer; with *older_than* whatever is that
+        many seconds old. Finished blobs are never touched.
+        """
+        self._writing()
+        return self._blobs.sweep(older_than)
+
+    def _writing(self) -> None:
+        if self.read_only:
+            raise NotAllowed(
+                "This registry was opened read-only.", hint="Open it without read_only=True to write."
+            )
+
+    # ---- reading
+
+    def has(self, digest: str, size: int | None = None) -> bool:
+        """Return whether the blob is there (and has *size* bytes, if given). Its bytes are not read.
+
+        Raises:
+            StoreUnavailable: the store did not answer.
+        """
+        found = self._blobs.size(_checked(digest))
+        return found is not None and size in (None, found)
+
+    def read(self, digest: str) -> bytes:
+        """Return the whole blob, checked. For small documents: it is held in memory.
+
+        Raises:
+            NotFound: there is no such blob.
+            DigestMismatch: its bytes are not those of *digest*.
+            StoreUnavailable: the store did not answer.
+        """
+        import hashlib
+
+        with self.open(digest) as file, disk.translated("read the blob", digest):
+            data = file.read()
+        actual = "sha256:" + hashlib.sha256(data).hexdigest()
+        if actual != digest:
+            raise disk.mismatch(digest, actual, self.url)
+        return data
+
+    def open(self, digest: str) -> BinaryIO:
+        """Return a binary file object of the blob. **Its bytes are not checked**: see `fetch`.
+
+        Raises:
+            NotFound: there is no such blob.
+            StoreUnavailable: the store did not answer.
+        """
+        return self._blobs.open(_checked(digest))
+
+    def fetch(
+        self, digest: str, size: int, to: int | str | os.PathLike[str], *, progress: Progress | None = None
+    ) -> None:
+        """Write the blob to *to*, hashing it on the way: an empty open file, or the path of a new one.
+
+        A new file is durable on return and gone after an error. An open file is not synced, and what
+        it holds after an error is for the caller to throw away.
+
+        Raises:
+            NotFound: there is no such blob.
+            DigestMismatch: the bytes that came are not those of *digest*, or not *size* many.
+            StoreUnavailable: the store or the disk of *to* failed, or the path *to* exists.
+        """
+        if isinstance(to, int):
+            actual, got = self._blobs.fetch(_checked(digest), size, to, progress)
+            if actual != digest or got != size:
+                raise disk.mismatch(digest, actual, self.url, size=size, got=got)
+            return
+        with disk.translated("write", to):
+            fd = disk.create(os.fspath(to), 0o666)
+            try:
+                self.fetch(digest, size, fd, progress=progress)
+                os.fsync(fd)
+            except BaseException:
+                disk.remove(os.fspath(to))
+                raise
+            finally:
+                os.close(fd)
+
+    def verify(self, digest: str, size: int | None = None) -> str | None:
+        """Read the blob and return what is wrong with it in one sentence, or None.
+
+        Raises:
+            StoreUnavailable: the store did not answer.
+        """
+        try:
+            found = self._blobs.size(_checked(digest))
+            if found is None:
+                return f"The blob {digest} is missing from {self.url}."
+            wanted = found if size is None else size
+            actual, got = self._blobs.fetch(digest, wanted, None, None)
+        except NotFound:
+            return f"The blob {digest} is missing from {self.url}."
+        except DigestMismatch as exc:
+            return str(exc)
+        if got != wanted:
+            return f"The blob {digest} in {self.url} has {got} bytes instead of {wanted}."
+        if actual != digest:
+            return f"The blob {digest} in {self.url} holds other bytes: {actual}."
+        return None
+
+    def digests(self) -> Iterator[tuple[str, int]]:
+        """Yield digest and size in bytes of every blob of this registry; foreign files are passed over.
+
+        Raises:
+            StoreUnavailable: the store did not answer.
+        """
+        return self._blobs.digests()
+
+
+def _checked(digest: str) -> str:
+    if not is_digest(digest):
+        raise InvalidName(
+            f"{shown(digest)} is not a digest.", hint="Digests read sha256: and 64 lower-case hex digits."
+        )
+    return digest
+
+
+__all__ = ["BlobStore", "local_path"]

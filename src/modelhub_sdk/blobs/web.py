@@ -1,0 +1,105 @@
+"""Files from the web as sources: plain http and https, and never where a redirect should not lead."""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import socket
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from typing import IO, Any
+
+from modelhub_sdk.blobs.disk import Reader
+from modelhub_sdk.errors import Conflict, CredentialsRefused, NotAllowed, NotFound, StoreUnavailable, shown
+
+_TIMEOUT = 60.0  # seconds without any byte
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http and https only, never to a machine's own metadata service."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        try:
+            _check(newurl, secure=req.full_url.startswith("https:"))
+        except NotAllowed:
+            fp.close()
+            raise
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _check(url: str, *, secure: bool = False) -> None:
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme != "https" and (secure or parts.scheme != "http"):
+        raise NotAllowed(
+            f"The server redirects to {shown(parts.scheme + ':')}, which is not followed.",
+            hint="Download the file yourself and register its path.",
+        )
+    try:
+        found = socket.getaddrinfo(parts.hostname or "", parts.port or 0, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError, ValueError):
+        return  # the request itself will say so
+    if any(ipaddress.ip_address(str(at[4][0]).partition("%")[0]).is_link_local for at in found):
+        raise NotAllowed(f"{shown(parts.hostname)} is a link-local address, which is never fetched from.")
+
+
+def web_source(url: str) -> Callable[[], Reader]:
+    """Return how to open *url*; names that the server proposes are never used.
+
+    The returned function raises:
+        NotAllowed: it is, or redirects to, a place that is not fetched from.
+        NotFound, CredentialsRefused, StoreUnavailable: the server's answer.
+    """
+    return lambda: _WebReader(url)
+
+
+class _WebReader:
+    def __init__(self, url: str) -> None:
+        self._shown = url.split("?")[0].rpartition("@")[2]
+        try:
+            _check(url)
+            opener = urllib.request.build_opener(_Redirects)
+            self._answer = opener.open(url, timeout=_TIMEOUT)
+        except (OSError, http.client.HTTPException, ValueError) as exc:
+            raise self._error(exc) from exc
+        length = self._answer.headers.get("Content-Length")
+        self._size = int(length) if length and length.isdigit() else None
+        self._got = 0
+
+    def _error(self, exc: Exception) -> Exception:
+        if isinstance(exc, NotAllowed):
+            return exc
+        code = getattr(exc, "code", None)
+        if isinstance(exc, urllib.error.HTTPError):
+            exc.close()
+        if code in (401, 403):
+            return CredentialsRefused(f"{shown(self._shown)} refused to answer ({code}).")
+        if code in (404, 410):
+            return NotFound(f"There is nothing at {shown(self._shown)} ({code}).", hint="Check the URL.")
+        if code is not None and 300 <= code < 400:
+            return NotAllowed(
+                f"{shown(self._shown)} redirects to where it is not followed, or in a circle.",
+                hint="Download the file yourself and register its path.",
+            )
+        reason = f"HTTP {code}" if code else type(exc).__name__
+        return StoreUnavailable(f"Cannot read from {shown(self._shown)}: {reason}.", hint="Try again.")
+
+    def readinto(self, view: memoryview) -> int:
+        try:
+            got = int(self._answer.readinto(view))
+        except (OSError, http.client.HTTPException, ValueError) as exc:
+            raise self._error(exc) from exc
+        self._got += got
+        return got
+
+    def finish(self) -> None:
+        if self._size is not None and self._got != self._size:
+            raise Conflict(
+                f"{shown(self._shown)} gave {self._got} bytes instead of {self._size}.", hint="Try again."
+            )
+
+    def close(self) -> None:
+        self._answer.close()
