@@ -1,0 +1,541 @@
+"""What an open registry is made of, and the commit loop. `Registry` is the face of it.
+
+The loop: begin a write session, read the head, let a pure rule decide the events from the current
+state, and append the entry that follows *that* head. Whoever loses the race looks again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from attrs import define, field
+
+from modelhub_sdk import surroundings
+from modelhub_sdk.blobs.cache import Cache
+from modelhub_sdk.blobs.store import BlobStore
+from modelhub_sdk.domain import events as ev
+from modelhub_sdk.domain.events import Entry, Event, Sealer
+from modelhub_sdk.domain.values import Frozen
+from modelhub_sdk.errors import (
+    Busy,
+    ClockSkew,
+    Conflict,
+    CredentialsRefused,
+    InvalidDocument,
+    InvalidName,
+    InvalidURI,
+    ModelHubError,
+    NotAllowed,
+    NotFound,
+    Offline,
+    StoreUnavailable,
+    shown,
+)
+from modelhub_sdk.formats import codec
+from modelhub_sdk.index.queries import NOW, View
+from modelhub_sdk.ports import Record, SequenceTaken
+from modelhub_sdk.stores.ledger import Ledger
+from modelhub_sdk.stores.opening import Place, connect
+
+log = logging.getLogger("modelhub_sdk")
+
+PATIENCE = 120.0
+"""Seconds that a commit keeps trying against other writers before `Busy`."""
+
+_DOCUMENTS = 32_000_000  # bytes of manifests and the like that a handle remembers
+_UNCLEAR = 4  # answers of "unknown whether stored" before the caller is told
+_SKEW = timedelta(minutes=5)
+T = TypeVar("T")
+Decide = Callable[[View, Sealer], Sequence[Event]]
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _new_id() -> str:
+    """Return an id that sorts by time: 64 bits of microseconds, 64 random ones, as hex."""
+    return f"{time.time_ns() // 1000:016x}{uuid.uuid4().hex[:16]}"
+
+
+@define
+class Core:
+    """The parts of an open registry. Clock, ids and randomness are injected, so tests can replay."""
+
+    place: Place
+    ledger: Ledger
+    registry_id: str
+    blobs: BlobStore | None
+    actor: str
+    host: str
+    project: str | None
+    read_only: bool
+    cache_dir: str | os.PathLike[str] | None = None
+    clock: Callable[[], datetime] = _utc_now
+    entropy: Callable[[int], bytes] = os.urandom
+    new_id: Callable[[], str] = _new_id
+    cache_made: Cache | None = field(default=None, repr=False)
+    drained: float = field(default=0.0)
+    documents: dict[str, bytes] = field(factory=dict, repr=False)
+    closed: bool = False
+
+    # --- parts ---------------------------------------------------------------------------------
+
+    @property
+    def url(self) -> str:
+        """Where the registry is, without any secret."""
+        return self.place.store.url
+
+    def cache(self) -> Cache:
+        """Return the cache of this user, made when first needed."""
+        if self.cache_made is None:
+            roots = [self.blobs.root] if self.blobs is not None and self.blobs.root else []
+            self.cache_made = Cache(self.cache_dir, outside=roots)
+        return self.cache_made
+
+    def artifacts(self) -> BlobStore:
+        """Return where artifacts are."""
+        if self.blobs is None:
+            raise Offline(
+                f"The artifacts of {shown(self.url, 200)} cannot be reached: this process is offline."
+            )
+        return self.blobs
+
+    # --- reading -------------------------------------------------------------------------------
+
+    @contextmanager
+    def view(self, at: int = NOW, *, probe: bool = True) -> Iterator[View]:
+        """A consistent view of the state at entry *at*; see `Ledger.reading` for *probe*."""
+        if self.closed:
+            raise NotAllowed(f"The registry {shown(self.url, 200)} was closed.", hint="Open it again.")
+        with self.ledger.reading(probe=probe) as sql:
+            yield View(sql, at)
+
+    def writable(self) -> None:
+        """Raise NotAllowed when this handle may not write."""
+        if self.closed or self.read_only:
+            state = "closed" if self.closed else "opened read-only"
+            raise NotAllowed(f"The registry {shown(self.url, 200)} was {state}.", hint="Open it for writing.")
+
+    # --- committing ----------------------------------------------------------------------------
+
+    def commit(self, scope: str, decide: Decide) -> Entry | None:
+        """Append what *decide* decides, as one entry; None when there was nothing to do.
+
+        Raises:
+            Busy: other writers were quicker for `PATIENCE` seconds.
+            ClockSkew: this machine's clock is more than five minutes off the store's.
+            StoreUnavailable: the store failed; the message says when it is unknown whether it stored.
+        """
+        self.writable()
+        entry_id = self.new_id()
+        deadline = time.monotonic() + PATIENCE
+        doubtful: set[int] = set()  # numbers under which our entry may yet appear: the store was slow to say
+        unclear = tries = 0
+        while True:
+            proposed: list[int] = []
+            try:
+                return self._attempt(entry_id, scope, decide, proposed, doubtful)
+            except (SequenceTaken, StoreUnavailable) as error:
+                if isinstance(error, CredentialsRefused) or (
+                    not proposed and isinstance(error, StoreUnavailable)
+                ):
+                    raise
+                landed = self._landed(proposed[0], entry_id) if proposed else None
+                if landed is not None:
+                    return codec.decode(landed)
+                if isinstance(error, StoreUnavailable):
+                    doubtful.add(proposed[0])
+                    unclear += 1
+                    if unclear >= _UNCLEAR:
+                        raise
+            tries += 1
+            if time.monotonic() > deadline:
+                raise Busy(
+                    f"Other writers kept {shown(self.url, 200)} busy for {PATIENCE:.0f} s.",
+                    hint="Nothing was changed; try again.",
+                )
+            time.sleep(random.uniform(0, min(0.25, 0.002 * 2 ** min(tries, 8))))
+
+    def _attempt(
+        self, entry_id: str, scope: str, decide: Decide, proposed: list[int], doubtful: set[int]
+    ) -> Entry | None:
+        seal = Sealer(self.entropy)
+        with self.ledger.writing() as session:
+            view = View(session.sql)
+            seq, chain, before = view.head()
+            self.check_own(view)
+            for old in sorted(doubtful):  # now that these numbers are taken, it is certain by whom
+                landed = self._landed(old, entry_id) if old <= seq else None
+                if landed is not None:
+                    return codec.decode(landed)
+            events = tuple(decide(view, seal))
+            if not events:
+                return None
+            entry = Entry(
+                seq=seq + 1,
+                id=entry_id,
+                scope=scope,
+                at=self._time(session.now, before),
+                actor=seal(self.actor),
+                via=Frozen(sdk=_sdk(), host=seal(self.host)),
+                events=events,
+                private=Frozen({digest: text for digest, (_, text) in seal.texts.items()}),
+            )
+            record = codec.encode(entry, seal.texts, chain)
+            proposed.append(record.seq)
+            session.commit(record, entry)
+        return entry
+
+    def check_own(self, view: View) -> None:
+        """Raise StoreUnavailable if the journal is not the one that this handle was opened for."""
+        found = view.registry()
+        if found != self.registry_id:
+            what = "another registry lies there now" if found else "its journal is gone"
+            raise StoreUnavailable(
+                f"This is not the registry {shown(self.url, 200)} that was opened: {what}.",
+                hint="Restore it from a backup, or open it again for what is there.",
+            )
+
+    def _time(self, store: datetime | None, before: datetime | None) -> datetime:
+        """Return the time of a new entry: the store's clock where it has one, never before the last entry's."""
+        mine = self.clock()
+        if store is not None and abs(mine - store) > _SKEW:
+            off = (mine - store).total_seconds()
+            raise ClockSkew(
+                f"This machine's clock is {off:+.0f} s off that of {shown(self.url, 200)}.",
+                hint="Set the clock (ntp), then try again.",
+                seconds=off,
+            )
+        at = store or mine
+        return at if before is None else max(at, before)
+
+    def _landed(self, seq: int, entry_id: str) -> Record | None:
+        """Return the record at *seq* if it is ours: an answer that was lost is not a failure."""
+        pause, end = 0.05, time.monotonic() + 10.0
+        for left in range(5, -1, -1):
+            try:
+                found = next(iter(self.place.store.read(seq - 1, limit=1)), None)
+            except StoreUnavailable:
+                if not left or time.monotonic() > end:
+                    raise StoreUnavailable(
+                        f"{shown(self.url, 200)} stopped answering, and it is unknown whether entry {seq} was stored.",
+                        hint="Look with reg.audit(limit=1), or repeat the call with the same idempotency_key.",
+                    ) from None
+                time.sleep(pause)
+                pause *= 2
+            else:
+                return found if found is not None and codec.entry_id(found) == entry_id else None
+        return None
+
+    # --- documents -----------------------------------------------------------------------------
+
+    def document(self, digest: str) -> bytes:
+        """Return a document, from this handle's memory when it was read before."""
+        found = self.documents.get(digest)
+        if found is None:
+            found = self.artifacts().read(digest)
+            while self.documents and sum(map(len, self.documents.values())) + len(found) > _DOCUMENTS:
+                self.documents.pop(next(iter(self.documents)))
+            self.documents[digest] = found
+        return found
+
+    def close(self) -> None:
+        """Release connections. Safe to call twice."""
+        if not self.closed:
+            self.closed = True
+            self.ledger.close()
+
+
+def _sdk() -> str:
+    from modelhub_sdk import __version__
+
+    return f"modelhub_sdk {__version__}"
+
+
+# --- opening ------------------------------------------------------------------------------------------
+
+
+def opened(
+    url: str | os.PathLike[str] | None,
+    *,
+    artifacts: str | os.PathLike[str] | None,
+    user: str | None,
+    project: str | None,
+    cache_dir: str | os.PathLike[str] | None,
+    read_only: bool,
+    create: bool | None,
+    storage_options: Mapping[str, Any] | None,
+) -> Core:
+    """Return the parts of the registry at *url*, made first where that is allowed. See `Registry.open`."""
+    if url is None:
+        url = surroundings.setting("REGISTRY")
+    if url is None:
+        folder = surroundings.data_dir()
+        url = f"sqlite:///{folder / 'models.db'}"
+    actor = surroundings.user(user)
+    project = project if project is not None else surroundings.setting("PROJECT")
+    if project is not None:
+        from modelhub_sdk.domain.names import check_name
+
+        project = check_name(project, "project")
+    options = dict(storage_options or {})
+    place = connect(url, read_only=read_only, options=options)
+    stated = artifacts if artifacts is not None else (place.stated or surroundings.setting("ARTIFACTS"))
+    wanted = None if stated is None else _artifacts_url(stated)
+    host = surroundings.host()
+    common: Any = {"actor": actor, "host": host, "project": project, "read_only": read_only}
+    try:
+        if surroundings.flag("OFFLINE"):
+            raise Offline(f"MODELHUB_OFFLINE is set, and this needs {shown(place.store.url, 200)}.")
+        first = _first(place, create=create, read_only=read_only, artifacts=wanted, actor=actor, host=host)
+        born = codec.decode(first).events[0]
+        if not isinstance(born, ev.RegistryCreated):
+            raise InvalidDocument(
+                f"The journal of {shown(place.store.url, 200)} does not begin with its creation."
+            )
+        if wanted is not None and wanted != (born.artifacts or place.artifacts):
+            raise Conflict(
+                f"This registry keeps its artifacts in {shown(born.artifacts or place.artifacts, 200)},"
+                f" and {shown(wanted, 200)} was asked for.",
+                hint="Leave artifacts= (and MODELHUB_ARTIFACTS) away; the registry knows.",
+            )
+        where = born.artifacts or place.artifacts
+        if where is None:
+            raise InvalidDocument("This registry does not say where its artifacts are.")
+        blobs = BlobStore(
+            where, registry_id=born.id, storage_options=_for(where, options), read_only=read_only
+        )
+        core = Core(
+            place=place,
+            ledger=_ledger(place, born.id, read_only, cache_dir),
+            registry_id=born.id,
+            blobs=blobs,
+            cache_dir=cache_dir,
+            **common,
+        )
+    except (StoreUnavailable, Offline) as error:
+        if isinstance(error, CredentialsRefused):
+            place.store.close()
+            raise
+        core = Core(
+            place=place,
+            ledger=_Unreachable(place, error),
+            registry_id="",
+            blobs=None,
+            cache_dir=cache_dir,
+            **common,
+        )
+        if not _has_pins(core):
+            place.store.close()
+            raise
+        log.warning("%s Only versions that are in the cache can be resolved.", error)
+    except BaseException:
+        place.store.close()
+        raise
+    if core.blobs is not None:
+        try:
+            core.cache()  # a cache inside the artifacts is refused now, not in the middle of a resolve
+        except BaseException:
+            core.close()
+            raise
+    return core
+
+
+def pins_folder(core: Core) -> Path:
+    """Return where the cache remembers what names of this registry meant."""
+    return Path(core.cache().path) / "pins" / hashlib.sha256(core.url.encode()).hexdigest()[:32]
+
+
+def _has_pins(core: Core) -> bool:
+    """Return whether anything was ever resolved from this registry into this cache."""
+    with suppress(ModelHubError, OSError):
+        return pins_folder(core).is_dir()
+    return False
+
+
+def _artifacts_url(given: str | os.PathLike[str]) -> str:
+    """Return where artifacts are asked to be. What was given may hold a secret, so no error quotes it."""
+    from modelhub_sdk.blobs.store import local_path
+
+    text = os.fsdecode(given) if isinstance(given, (str, os.PathLike)) else ""
+    if not text.strip() or any(ord(c) < 32 for c in text):
+        raise InvalidName("artifacts= names no place.", hint="Pass a folder or an fsspec URL.")
+    found = local_path(text)
+    if found is not None:
+        return found
+    scheme, _, rest = text.partition("://")
+    account = "@" in rest and scheme not in ("abfs", "abfss", "az")
+    if "::" in text or account or "?" in rest or "#" in rest or ":" in rest.partition("/")[0]:
+        raise InvalidURI(
+            "artifacts= must be a plain URL: a bucket, and maybe a prefix.",
+            hint="Keys belong into the environment of the driver, or into storage_options=.",
+        )
+    from fsspec.registry import known_implementations
+
+    if scheme not in known_implementations:
+        raise InvalidURI(
+            f"artifacts= cannot be on {shown(scheme)}://.", hint="Pass a folder or an fsspec URL."
+        )
+    return text.rstrip("/")
+
+
+def _for(where: str, options: dict[str, Any]) -> dict[str, Any]:
+    return {} if "://" not in where else options
+
+
+def _first(
+    place: Place, *, create: bool | None, read_only: bool, artifacts: str | None, actor: str, host: str
+) -> Record:
+    """Return the journal's first record, made now where that is allowed. Many may do this at once."""
+    from modelhub_sdk.stores.sql import SqliteStore, SqlStore
+
+    store = place.store
+    url = shown(store.url, 200)
+    may = not read_only and (create is True or (create is None and place.local))
+    missing = NotFound(
+        f"There is no registry at {url}.",
+        hint="Check the URL"
+        + (
+            ", or make one there: hub.open(url, create=True)."
+            if not read_only
+            else "; it was opened read-only."
+        ),
+    )
+    if isinstance(store, SqliteStore) and not store.path.exists():
+        if not may:
+            raise missing
+        with suppress(OSError):
+            store.path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(store, SqlStore):
+        journal, index = store.has_tables()
+        if not journal and not may:
+            raise missing
+        if not read_only and not (journal and index):
+            store.create_tables()
+    found = next(iter(store.read(0, limit=1)), None)
+    if found is not None:
+        return found
+    if not may:
+        raise missing
+    try:
+        _check_folder(store.url, create)
+    except NotFound:
+        found = next(iter(store.read(0, limit=1)), None)  # somebody may have made it since we looked
+        if found is None:
+            raise
+        return found
+    if artifacts is None and place.artifacts is None:
+        raise InvalidName(
+            f"A new registry at {url} must be told where its artifacts go.",
+            hint="hub.open(url, artifacts='s3://bucket/models', create=True), or set MODELHUB_ARTIFACTS.",
+        )
+    seal = Sealer(os.urandom)
+    own = None if artifacts == place.artifacts else artifacts
+    entry = Entry(
+        seq=1,
+        id=_new_id(),
+        scope="registry",
+        at=store.now() or _utc_now(),
+        actor=seal(actor),
+        via=Frozen(sdk=_sdk(), host=seal(host)),
+        events=(ev.RegistryCreated(id=uuid.uuid4().hex, artifacts=own),),
+    )
+    record = codec.encode(entry, seal.texts, codec.GENESIS)
+    for left in range(_UNCLEAR, -1, -1):
+        try:
+            store.append(record)
+        except SequenceTaken:
+            pass  # somebody else made it: theirs is the registry
+        except StoreUnavailable:
+            if not left:
+                raise
+            time.sleep(0.1)
+        found = next(iter(store.read(0, limit=1)), None)
+        if found is not None:
+            break
+    if found is None:
+        raise StoreUnavailable(f"{url} took the first entry and does not give it back.")
+    if codec.entry_id(found) == entry.id:
+        log.info("made a new registry at %s", store.url)
+    return found
+
+
+def _check_folder(url: str, create: bool | None) -> None:
+    """Refuse to make a registry amid other files by mistake."""
+    if create is True or not url.startswith("file://"):
+        return
+    with suppress(OSError):
+        others = [
+            name
+            for name in os.listdir(url.removeprefix("file://"))
+            if name not in ("journal", "inbox", "tmp")
+        ]
+        if others:
+            raise NotFound(
+                f"The folder {shown(url.removeprefix('file://'), 200)} holds other things"
+                f" ({shown(min(others))}, ...), and no registry.",
+                hint="To make one there nevertheless: hub.open(folder, create=True).",
+            )
+
+
+def _ledger(
+    place: Place, registry_id: str, read_only: bool, cache_dir: str | os.PathLike[str] | None
+) -> Ledger:
+    from modelhub_sdk.stores.sql import SharedLedger, SqlStore
+
+    store = place.store
+    if isinstance(store, SqlStore) and (not read_only or store.has_tables()[1]):
+        return SharedLedger(store)
+    from modelhub_sdk.stores.private import PrivateLedger, index_path
+
+    in_memory = store.url.startswith("memory://")
+    return PrivateLedger(store, None if in_memory else index_path(cache_dir, registry_id, store.url))
+
+
+class _Unreachable:
+    """The ledger of a registry that could not be reached: every question says why."""
+
+    def __init__(self, place: Place, error: ModelHubError) -> None:
+        self.store = place.store
+        self._error = error
+
+    def _offline(self) -> Offline:
+        return Offline(
+            self._error.message,
+            hint="Versions in the cache resolve by number (v3) or digest; moving names need stale_ok=.",
+        )
+
+    def reading(self, *, probe: bool = True) -> Any:
+        """Raise Offline."""
+        raise self._offline()
+
+    def writing(self) -> Any:
+        """Raise Offline."""
+        raise self._offline()
+
+    def erased(self) -> None:
+        """Raise Offline."""
+        raise self._offline()
+
+    def rebuild(self) -> None:
+        """Raise Offline."""
+        raise self._offline()
+
+    def close(self) -> None:
+        """Close the store."""
+        with suppress(Exception):
+            self.store.close()
+
+
+__all__ = ["Core", "opened", "pins_folder"]

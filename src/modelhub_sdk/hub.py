@@ -1,0 +1,66 @@
+"""The functions of the package: open a registry, and work on the default one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from modelhub_sdk.domain.entities import Resolved
+from modelhub_sdk.references import Ref
+from modelhub_sdk.registry import Registry
+
+_current: ContextVar[Registry | None] = ContextVar("modelhub_sdk.registry", default=None)
+_default: Registry | None = None
+
+
+def open(  # noqa: A001  (hub.open reads as it does)
+    url: str | os.PathLike[str] | None = None,
+    *,
+    artifacts: str | os.PathLike[str] | None = None,
+    user: str | None = None,
+    project: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    read_only: bool = False,
+    create: bool | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Registry:
+    """Open a registry and return it; see `Registry.open` for every argument and error."""
+    return Registry.open(
+        url,
+        artifacts=artifacts,
+        user=user,
+        project=project,
+        cache_dir=cache_dir,
+        read_only=read_only,
+        create=create,
+        storage_options=storage_options,
+    )
+
+
+@contextmanager
+def use(registry: Registry) -> Iterator[Registry]:
+    """Make *registry* the default one of this package's functions within a with block."""
+    token = _current.set(registry)
+    try:
+        yield registry
+    finally:
+        _current.reset(token)
+
+
+def default() -> Registry:
+    """Return the default registry: of the enclosing `use`, else the one that `open()` opens, kept open."""
+    global _default
+    found = _current.get()
+    if found is not None:
+        return found
+    if _default is None or _default._core.closed:
+        _default = Registry.open()
+    return _default
+
+
+def resolve(uri: Ref, into: str | os.PathLike[str] | None = None, **options: Any) -> Resolved:
+    """Bring the files of a version of the default registry onto this disk; see `Registry.resolve`."""
+    return default().resolve(uri, into, **options)

@@ -1,0 +1,137 @@
+"""What names a model or a version, and what it means now."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TypeAlias
+
+from modelhub_sdk.domain import names, rules
+from modelhub_sdk.domain.entities import Alias, Model, ModelVersion, Resolved
+from modelhub_sdk.domain.uri import ByDigest, Latest, ModelURI, Named, Number, Selector, is_moving, parse_ref
+from modelhub_sdk.errors import InvalidURI, NoApprovedVersion, NotAllowed, NotFound, shown
+from modelhub_sdk.index.queries import View
+
+Ref: TypeAlias = "str | Model | ModelVersion | Alias | Resolved"
+"""What names a model or a version: a value, a ``model://`` URI, or ``"churn"``, ``"churn/v3"``, ``"churn/champion"``."""
+
+
+def any_uri(ref: Ref) -> ModelURI:
+    """Return the URI of the model, version or alias that *ref* names."""
+    if isinstance(ref, ModelVersion):
+        return ModelURI(ref.model, Number(ref.number))
+    if isinstance(ref, Model):
+        return ModelURI(ref.name, None)
+    if isinstance(ref, Alias):
+        return ModelURI(ref.model, Named(ref.name))
+    if isinstance(ref, Resolved):
+        return ModelURI(ref.version.model, Number(ref.version.number))
+    return parse_ref(ref, kind="any")
+
+
+def model_or_version(ref: Ref) -> ModelURI:
+    """Return what a verb is to work on; ``model://churn/`` could be a version whose number was left out."""
+    uri = any_uri(ref)
+    if uri.selector is None and isinstance(ref, str) and ref.endswith("/"):
+        raise InvalidURI(
+            f"{shown(ref)} could mean the model, or a version whose number is missing.",
+            hint=f"Write {uri.name!r} for the model, or '{uri.name}/v1' for a version.",
+        )
+    return uri
+
+
+def model_name(ref: Ref) -> str:
+    """Return the name of the model that *ref* names; of a version, its model."""
+    if isinstance(ref, (Model, ModelVersion, Alias, Resolved)):
+        return any_uri(ref).name
+    if isinstance(ref, str) and "/" not in ref:
+        return names.check_name(ref)  # a plain name: its error has the nearest good one
+    return parse_ref(ref, kind="model").name
+
+
+def version_uri(ref: Ref) -> ModelURI:
+    """Return the URI of the version that *ref* names."""
+    if isinstance(ref, (ModelVersion, Alias, Resolved)):
+        return any_uri(ref)
+    return parse_ref(ref if isinstance(ref, str) or not isinstance(ref, Model) else ref.name, kind="version")
+
+
+def fixed_uri(ref: Ref, verb: str) -> ModelURI:
+    """Return the version that *ref* names, refusing names that may move under the caller."""
+    uri = version_uri(ref)
+    if is_moving(uri.selector):
+        raise NotAllowed(
+            f"{verb} needs a version by its number, and {shown(str(uri))} can move: decide on what you saw.",
+            hint=f'For example reg.{verb}("{uri.name}/v3", ...).',
+        )
+    return uri
+
+
+def pin(view: View, uri: ModelURI, route_key: str | None = None) -> int:
+    """Return the number that *uri* means now.
+
+    Raises:
+        NotFound: no such model, alias or digest.
+        NoApprovedVersion: `latest` of a model that has none.
+    """
+    selector: Selector | None = uri.selector
+    if isinstance(selector, Number):
+        return selector.number
+    if isinstance(selector, Latest):
+        number = view.latest(uri.name)
+        if number is None:
+            rules.model_exists(view, uri.name)
+            pending = view.with_status(uri.name, "pending")
+            waiting = ", ".join(f"v{n}" for n in pending)
+            raise NoApprovedVersion(
+                f"model://{uri.name}/latest: no version is approved"
+                + (f"; pending: {waiting}." if waiting else "."),
+                hint=f'Approve one: reg.approve("{uri.name}/v{pending[0]}", reason).' if pending else "",
+                model=uri.name,
+                pending=pending,
+            )
+        return number
+    if isinstance(selector, ByDigest):
+        found = view.by_manifest(uri.name, selector.digest)
+        if found is None:
+            rules.model_exists(view, uri.name)
+            raise NotFound(f"{shown(uri.name)} has no version with the manifest {selector.digest}.")
+        return found
+    if isinstance(selector, Named):
+        alias = view.alias(uri.name, selector.alias)
+        if alias is None:
+            raise no_alias(view, uri.name, selector.alias)
+        return _routed(alias, route_key)
+    raise InvalidURI(
+        f"{shown(str(uri))} names a model, and a version is needed.", hint=f"model://{uri.name}/latest"
+    )
+
+
+def _routed(alias: Alias, route_key: str | None) -> int:
+    """Return the version of a weighted alias for *route_key*: the same key, the same version."""
+    if len(alias.weights) == 1 or route_key is None:
+        return alias.number
+    place = int.from_bytes(hashlib.sha256(f"{alias.uri}\n{route_key}".encode()).digest()[:8], "big") % 100
+    for number in sorted(alias.weights):
+        place -= alias.weights[number]
+        if place < 0:
+            return number
+    return alias.number
+
+
+def no_alias(view: View, model: str, alias: str) -> NotFound:
+    """Return the error for an alias that points at nothing."""
+    rules.model_exists(view, model)
+    known = sorted(view.model(model).aliases)
+    has = f" It has {', '.join(known)}." if known else " It has no aliases."
+    return NotFound(
+        f"The model {shown(model)} has no alias {shown(alias)}.", hint=has.strip(), nearest=tuple(known)
+    )
+
+
+def found_version(view: View, model: str, number: int) -> ModelVersion:
+    """Return a version as it is in *view*, or raise NotFound."""
+    rules.version_exists(view, model, number)
+    version = view.version(model, number)
+    if version is None:
+        raise NotFound(f"There is no model://{model}/v{number}.")
+    return version

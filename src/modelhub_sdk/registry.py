@@ -1,0 +1,954 @@
+"""The registry: what users call. The reads are in `reads`; here are the verbs."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from attrs import evolve
+
+from modelhub_sdk.arguments import (
+    beside,
+    changes_of,
+    content_digest,
+    input_uri,
+    kept_outputs,
+    listed,
+    reason_of,
+    rendered,
+    seal_picker,
+    settings_of,
+    weights_of,
+)
+from modelhub_sdk.blobs.sources import Source
+from modelhub_sdk.core import Core, log, opened
+from modelhub_sdk.domain import events as ev
+from modelhub_sdk.domain import names, rules
+from modelhub_sdk.domain.entities import Alias, File, IngestReport, Model, ModelVersion
+from modelhub_sdk.domain.events import Event, Sealer
+from modelhub_sdk.domain.values import Frozen, Value, normalise, normalise_fields
+from modelhub_sdk.errors import (
+    InvalidDocument,
+    InvalidName,
+    ModelHubError,
+    NotFound,
+    nearest,
+    shown,
+)
+from modelhub_sdk.formats import codec, manifest
+from modelhub_sdk.index.queries import View, fresh
+from modelhub_sdk.reads import RegistryView
+from modelhub_sdk.references import (
+    Ref,
+    fixed_uri,
+    found_version,
+    model_name,
+    model_or_version,
+    no_alias,
+    pin,
+    version_uri,
+)
+from modelhub_sdk.uses import drain
+
+_INLINE_FILES = 1000
+_INLINE_PATHS = 100_000  # characters of all paths together; more of either goes into a document
+_PURGING = timedelta(minutes=30)  # how long a purge may still be removing what its entry gave up
+_DRAIN_EVERY = 60.0  # seconds between looks into the inbox by one handle
+
+
+class Registry(RegistryView):
+    """An open registry. Made by `Registry.open` (or ``modelhub_sdk.open``), never directly.
+
+    A context manager; may be shared by threads, and used after a fork.
+    """
+
+    def __init__(self, core: Core) -> None:
+        if not isinstance(core, Core):
+            raise TypeError("Open a registry with modelhub_sdk.open(url), not by calling Registry(url).")
+        super().__init__(core)
+
+    @classmethod
+    def open(
+        cls,
+        url: str | os.PathLike[str] | None = None,
+        *,
+        artifacts: str | os.PathLike[str] | None = None,
+        user: str | None = None,
+        project: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        read_only: bool = False,
+        create: bool | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> Registry:
+        """Open a registry; a local one is made on first use.
+
+        Args:
+            url: ``sqlite:///models.db``, ``postgresql://user@host/database``, a folder, or an object
+                store (``s3://bucket/prefix``). Default: ``$MODELHUB_REGISTRY``, else SQLite in the
+                user's data folder.
+            artifacts: where bytes are kept, a folder or any fsspec URL; a fact of the registry, needed
+                when one is made on PostgreSQL. Default: ``$MODELHUB_ARTIFACTS``, else beside the registry.
+            user: who acts. Default: ``$MODELHUB_USER``, git's user.email, the login name.
+            project: the project of models made through this handle. Default: ``$MODELHUB_PROJECT``.
+            cache_dir: the cache of this user. Default: ``$MODELHUB_CACHE_DIR``, else the user's cache folder.
+            read_only: refuse every change, and open SQLite without any write.
+            create: True makes a registry where there is none, also on PostgreSQL and object stores;
+                False never; None makes local ones.
+            storage_options: for the fsspec driver of an object store.
+
+        Raises:
+            InvalidURI: *url* names no store.
+            NotFound: there is no registry, and it may not be made.
+            StoreUnavailable, CredentialsRefused: the store does not answer, or refuses.
+            UnsafeStore: the place cannot keep a journal safely.
+        """
+        return cls(
+            opened(
+                url,
+                artifacts=artifacts,
+                user=user,
+                project=project,
+                cache_dir=cache_dir,
+                read_only=read_only,
+                create=create,
+                storage_options=storage_options,
+            )
+        )
+
+    def __enter__(self) -> Registry:  # noqa: PYI034  # there are no subclasses
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release connections. Safe to call twice."""
+        self._core.close()
+
+    @property
+    def user(self) -> str:
+        """Who acts through this handle."""
+        return self._core.actor
+
+    # --- models --------------------------------------------------------------------------------
+
+    def create_model(
+        self,
+        name: str,
+        *,
+        title: str | None = None,
+        description: str | None = None,
+        owner: str | None = None,
+        tags: Iterable[str] = (),
+        fields: Mapping[str, Any] | None = None,
+        projects: Iterable[str] = (),
+    ) -> Model:
+        """Make a registered model and return it.
+
+        Args:
+            name: lower-case letters, digits, ``.``, ``_``, ``-``; never reused for another thing.
+            title: free text.
+            description: markdown.
+            owner: for example ``"team:risk"``.
+            tags: free texts.
+            fields: values of your own by name.
+            projects: names like model names.
+
+        Raises:
+            InvalidName: the name cannot be used; the error has the nearest good one.
+            Conflict: the model exists.
+        """
+        good = names.check_name(name)
+        changes = changes_of(
+            title=title, description=description, owner=owner, fields=fields, tags=tags, projects=projects
+        )
+        if self._core.project and not changes.projects:
+            changes = evolve(changes, projects=(self._core.project,))
+        self._commit("model:" + good, lambda view, seal: rules.create_model(view, seal, good, changes))
+        return self.model(good)
+
+    def edit_model(
+        self,
+        ref: Ref,
+        *,
+        description: str | None = None,
+        title: str | None = None,
+        owner: str | None = None,
+        fields: Mapping[str, Any] | None = None,
+        tags: Iterable[str] | None = None,
+        add_tags: Iterable[str] = (),
+        remove_tags: Iterable[str] = (),
+        projects: Iterable[str] | None = None,
+        if_seq: int | None = None,
+    ) -> Model:
+        """Change a model and return it. What is not passed stays; every edit keeps its history.
+
+        *fields* merge, and None removes one; *tags* and *projects* replace; an empty text removes it.
+        With ``if_seq=model.seq`` a change that somebody else made meanwhile is a Conflict.
+
+        Raises:
+            NotFound: there is no such model.
+            Conflict: it changed since *if_seq*.
+        """
+        name = model_name(ref)
+        changes = changes_of(
+            title=title,
+            description=description,
+            owner=owner,
+            fields=fields,
+            tags=tags,
+            add_tags=add_tags,
+            remove_tags=remove_tags,
+            projects=projects,
+        )
+
+        def decide(view: View, seal: Sealer) -> list[Event]:
+            rules.model_exists(view, name)
+            return rules.edit_model(view, seal, name, view.model(name), changes, if_seq)
+
+        self._commit("model:" + name, decide)
+        return self.model(name)
+
+    # --- versions ------------------------------------------------------------------------------
+
+    def register(
+        self,
+        model: Ref,
+        files: Any,
+        *,
+        metrics: Mapping[str, Any] | None = None,
+        params: Mapping[str, Any] | None = None,
+        tags: Iterable[str] = (),
+        note: str | None = None,
+        fields: Mapping[str, Any] | None = None,
+        inputs: Iterable[str] = (),
+        ignore: Iterable[str] = (),
+        idempotency_key: str | None = None,
+        progress: bool | None = None,
+    ) -> ModelVersion:
+        """Store files as the next version of a model, pending, and return it. The model is made if need be.
+
+        Args:
+            model: its name, or a value.
+            files: a path, a folder, a list of those, or ``{path in the version: source path, bytes or URL}``.
+            metrics: numbers by name; nested mappings become ``a.b``.
+            params: values by name, likewise.
+            tags: free texts.
+            note: a release note.
+            fields: values of your own by name.
+            inputs: URIs of what it was made from.
+            ignore: patterns of files to leave out.
+            idempotency_key: the same key again, with the same content, gives the same version.
+            progress: show a bar, or not; by default when a person is watching.
+
+        Raises:
+            InvalidName, InvalidDocument: a path, a value or a text that cannot be stored.
+            NotFound, NotAllowed: a file that is not there, or may not be read.
+            Conflict: a file changed while it was read.
+            KeyReused: the key was used for other content.
+        """
+        name = model_name(model)
+        texts = {"note": None if note is None else names.check_text(note, "note")}
+        own = normalise_fields(fields)
+        version, stored = self._prepared(
+            name,
+            files,
+            metrics=metrics,
+            params=params,
+            tags=tags,
+            inputs=inputs,
+            ignore=ignore,
+            key=idempotency_key,
+            fields=own,
+            progress=progress,
+        )
+        found = self._register(version, texts, own)
+        self._still_there(stored, found.files)
+        return found
+
+    def _still_there(self, sources: Sequence[Source], files: Sequence[File]) -> None:
+        """Put bytes again that a purge removed while they were being registered."""
+        with self._core.view(probe=False) as view:
+            if not view.purged_since(self._core.clock() - _PURGING):
+                return
+        blobs = self._core.artifacts()
+        digests = {file.path: file for file in files}
+        for source in sources:
+            file = digests.get(source.path)
+            if file is not None and source.repeatable and not blobs.has(file.digest, file.size):
+                blobs.put(source)
+
+    def _prepared(
+        self,
+        name: str,
+        files: Any,
+        *,
+        metrics: Mapping[str, Any] | None,
+        params: Mapping[str, Any] | None,
+        tags: Iterable[str],
+        inputs: Iterable[str],
+        ignore: Iterable[str] = (),
+        key: str | None = None,
+        fields: Mapping[str, Value | None] = Frozen(),
+        progress: bool | None = None,
+        run_id: str | None = None,
+        duration: float | None = None,
+    ) -> tuple[ev.VersionRegistered, Sequence[Source]]:
+        """Check everything, store the bytes, and return the event but for its number, and the sources."""
+        from modelhub_sdk.blobs import progress as bars
+        from modelhub_sdk.blobs import sources
+
+        common = self._common(
+            metrics=normalise(metrics, "metrics"), params=normalise(params, "params"), inputs=inputs
+        )
+        good_tags = tuple(names.check_tag(tag) for tag in listed(tags, "tags"))
+        if key is not None:
+            key = names.check_text(key, "idempotency_key", 200)
+        blobs = self._core.artifacts()
+        self._writable()
+        found = sources.collect(files, ignore=ignore, forbidden=self._own())
+        if not found:
+            raise InvalidDocument("There is no file to register.", hint="A version needs at least one file.")
+        with self._core.view() as view:  # what would fail later had better fail before bytes travel
+            if not view.has_model(name):
+                rules.allowed(view, name)
+            if key is None or view.key("model:" + name, key) is None:
+                rules.has_required_fields(view, fields)
+        with bars.bar(found.total, f"storing {name}", show=progress) as step:
+            stored = blobs.put_all(found, progress=step)
+        version = self._event(
+            name, stored, tags=good_tags, key=key, run_id=run_id, duration=duration, **common
+        )
+        return version, found
+
+    @staticmethod
+    def _common(*, metrics: Frozen, params: Frozen, inputs: Iterable[Any]) -> dict[str, Any]:
+        """Return the checked facts that versions of one run share."""
+        return {
+            "metrics": metrics,
+            "params": params,
+            "inputs": tuple(input_uri(uri) for uri in listed(inputs, "inputs")),
+        }
+
+    def _event(self, name: str, stored: Sequence[File], **facts: Any) -> ev.VersionRegistered:
+        """Return the event of a version whose bytes are stored, but for its number."""
+        document = None
+        ordered = manifest.ordered(stored)
+        if len(ordered) > _INLINE_FILES or sum(len(file.path) for file in ordered) > _INLINE_PATHS:
+            document = self._core.artifacts().put_bytes(manifest.encode(ordered))
+        return ev.VersionRegistered(
+            model=name,
+            number=0,
+            manifest=manifest.digest(ordered),
+            size=sum(file.size for file in ordered),
+            files=() if document else ordered,
+            document=document,
+            **facts,
+        )
+
+    def _register(
+        self,
+        version: ev.VersionRegistered,
+        texts: Mapping[str, str | None],
+        fields: Mapping[str, Value | None],
+        wanted: int | None = None,
+    ) -> ModelVersion:
+        """Commit a prepared version."""
+        content = content_digest(version, texts, fields) if version.key is not None else ""
+        number = 0
+
+        def decide(view: View, seal: Sealer) -> list[Event]:
+            nonlocal number
+            events, number = rules.register(view, seal, version, texts, fields, wanted, content)
+            if self._core.project and events and isinstance(events[0], ev.ModelCreated):
+                events[0] = evolve(events[0], projects=(self._core.project,))
+            return events
+
+        entry = self._commit("model:" + version.model, decide)
+        if entry is not None and not version.document:
+            (born,) = (event for event in entry.events if isinstance(event, ev.VersionRegistered))
+            return fresh(entry, born)
+        return self._written(version.model, number)
+
+    def edit_version(
+        self,
+        ref: Ref,
+        *,
+        note: str | None = None,
+        description: str | None = None,
+        fields: Mapping[str, Any] | None = None,
+        tags: Iterable[str] | None = None,
+        add_tags: Iterable[str] = (),
+        remove_tags: Iterable[str] = (),
+        if_seq: int | None = None,
+    ) -> ModelVersion:
+        """Change a version's texts, fields or tags, and return it; rules as for `edit_model`.
+
+        Raises:
+            NotFound: there is no such version.
+            Conflict: it changed since *if_seq*.
+        """
+        changes = changes_of(
+            note=note,
+            description=description,
+            fields=fields,
+            tags=tags,
+            add_tags=add_tags,
+            remove_tags=remove_tags,
+        )
+        return self._on_version(
+            ref, lambda view, seal, m, n: rules.edit_version(view, seal, m, n, changes, if_seq)
+        )
+
+    def comment(self, ref: Ref, text: str) -> ModelVersion:
+        """Say something about a version, and return it.
+
+        Raises:
+            NotFound: there is no such version.
+            InvalidDocument: the text is empty.
+        """
+        said = names.check_text(text, "comment")
+        if not said.strip():
+            raise InvalidDocument("The comment is empty.")
+
+        def decide(view: View, seal: Sealer, model: str, number: int) -> list[Event]:
+            rules.version_exists(view, model, number)
+            return [ev.VersionCommented(model=model, number=number, text=seal(said))]
+
+        return self._on_version(ref, decide)
+
+    def add_evaluation(
+        self,
+        ref: Ref,
+        metrics: Mapping[str, Any],
+        *,
+        data: str | None = None,
+        files: Any = None,
+        note: str = "",
+    ) -> ModelVersion:
+        """Add metrics that were measured after the registration, dated, by their author; nothing is overwritten.
+
+        *data* is the URI of what it was measured on; *files* as for `register`. Returns the version.
+
+        Raises:
+            NotFound: there is no such version.
+            InvalidDocument: there are no metrics, or some that cannot be stored.
+        """
+        from modelhub_sdk.blobs import sources
+
+        good = normalise(metrics, "metrics")
+        if not good:
+            raise InvalidDocument("An evaluation needs at least one metric.")
+        on = None if data is None else input_uri(data)
+        said = names.check_text(note, "note") if note else None
+        stored: tuple[File, ...] = ()
+        self._writable()
+        self._there(ref)
+        if files is not None:
+            found = sources.collect(files, forbidden=self._own())
+            stored = tuple(self._core.artifacts().put_all(found))
+
+        def decide(view: View, seal: Sealer, model: str, number: int) -> list[Event]:
+            rules.version_exists(view, model, number)
+            note_seal = seal.maybe(said)
+            return [
+                ev.EvaluationAdded(
+                    model=model, number=number, metrics=good, data=on, files=stored, note=note_seal
+                )
+            ]
+
+        return self._on_version(ref, decide)
+
+    def attach(self, ref: Ref, name: str, content: Any = None) -> ModelVersion:
+        """Put a file beside a version, not into its manifest, and return the version.
+
+        Args:
+            ref: the version.
+            name: what it is called; a path when *content* is left out.
+            content: a path, bytes, or a figure with ``savefig`` (matplotlib) or ``save`` (altair, PIL).
+
+        Raises:
+            NotFound: there is no such version or file.
+            InvalidName: *name* is no file name, or *content* is of another kind.
+        """
+        from modelhub_sdk.blobs import sources
+
+        if content is None:
+            if not isinstance(name, (str, os.PathLike)):
+                raise InvalidName(f"{shown(name)} is no path.", hint='reg.attach("churn/v1", "roc.png")')
+            name, content = os.path.basename(os.fsdecode(name)), os.fsdecode(name)
+        good = names.check_path(name, "attachment")
+        self._writable()
+        self._there(ref)
+        with tempfile.TemporaryDirectory() as folder:
+            content = rendered(content, good, Path(folder))
+            (source,) = sources.collect({good: content}, forbidden=self._own())
+            stored = self._core.artifacts().put(source)
+
+        def decide(view: View, seal: Sealer, model: str, number: int) -> list[Event]:
+            rules.version_exists(view, model, number)
+            return [
+                ev.VersionAttached(
+                    model=model, number=number, name=good, size=stored.size, digest=stored.digest
+                )
+            ]
+
+        return self._on_version(ref, decide)
+
+    # --- approval ------------------------------------------------------------------------------
+
+    def approve(self, ref: Ref, reason: str = "") -> ModelVersion:
+        """Approve a version, from any status, and return it.
+
+        Raises:
+            NotAllowed: *ref* names a moving target (decide on what you saw), or the version is archived.
+        """
+        return self._decide("approve", ref, reason)
+
+    def reject(self, ref: Ref, reason: str) -> ModelVersion:
+        """Reject a version, from any status, with a reason, and return it.
+
+        Raises:
+            InvalidDocument: there is no reason.
+            NotAllowed: *ref* names a moving target.
+        """
+        return self._decide("reject", ref, reason)
+
+    def reopen(self, ref: Ref, reason: str = "") -> ModelVersion:
+        """Make a version pending again, and return it.
+
+        Raises:
+            NotAllowed: *ref* names a moving target.
+        """
+        return self._decide("reopen", ref, reason)
+
+    def _decide(self, verb: str, ref: Ref, reason: str) -> ModelVersion:
+        said = reason_of(reason, required=False)
+        moved: list[int | None] = []
+
+        def decide(view: View, seal: Sealer, model: str, number: int) -> list[Event]:
+            moved[:] = [view.latest(model)]
+            return rules.decide(view, seal, verb, model, number, said, self._core.actor)
+
+        found = self._on_version(ref, decide, fixed=verb)
+        with self._core.view(probe=False) as view:
+            latest = view.latest(found.model)
+        if moved and latest != moved[0]:
+            log.info(
+                "latest of %s is now %s (was %s)",
+                found.model,
+                f"v{latest}" if latest else "none",
+                f"v{moved[0]}" if moved[0] else "none",
+            )
+        return found
+
+    def set_alias(self, model: Ref, alias: str, target: Any, *, reason: str = "") -> Alias:
+        """Point an alias at a version (``3``, ``"v3"``, a value), or at several by weight, and return it.
+
+        Weights are whole percentages: ``{"v5": 90, "v6": 10}``.
+
+        Raises:
+            NotFound: there is no such model or version.
+            NotAllowed: a target is rejected, archived or purged.
+        """
+        name, good = model_name(model), names.check_alias(alias)
+        said = reason_of(reason, required=False)
+        weights = weights_of(name, target)
+
+        def decide(view: View, seal: Sealer) -> list[Event]:
+            now = view.alias(name, good)
+            return rules.set_alias(view, seal, name, good, weights, now.weights if now else None, said)
+
+        self._commit("model:" + name, decide)
+        return self.alias(f"{name}/{good}")
+
+    def delete_alias(self, model: Ref, alias: str, *, reason: str = "") -> Model:
+        """Make an alias point at nothing, and return the model. The history stays.
+
+        Raises:
+            NotFound: there is no such alias.
+        """
+        name, good = model_name(model), names.check_alias(alias)
+        said = reason_of(reason, required=False)
+
+        def decide(view: View, seal: Sealer) -> list[Event]:
+            if view.alias(name, good) is None:
+                raise no_alias(view, name, good)
+            return [ev.AliasDeleted(model=name, alias=good, reason=seal.maybe(said))]
+
+        self._commit("model:" + name, decide)
+        return self.model(name)
+
+    def rollback(self, ref: Ref, reason: str) -> Alias:
+        """Point an alias back at what it pointed at before its last move, and return it.
+
+        Raises:
+            NotFound: there is no such alias, or nothing before.
+            NotAllowed: what it pointed at before is rejected, archived or purged by now.
+        """
+        now = self.alias(ref)
+        said = reason_of(reason)
+
+        def decide(view: View, seal: Sealer) -> list[Event]:
+            history = view.alias_history(now.model, now.name)
+            before = next((weights for weights in history[1:] if weights != history[0]), None)
+            if before is None:
+                raise NotFound(f"{now.uri} has never pointed at anything else.")
+            return rules.set_alias(view, seal, now.model, now.name, before, history[0], said)
+
+        self._commit("model:" + now.model, decide)
+        return self.alias(now)
+
+    # --- putting away and giving up ------------------------------------------------------------
+
+    def archive(self, ref: Ref, reason: str = "") -> Model | ModelVersion:
+        """Put a version away (hidden from `versions` and `latest`), or a model (hidden from `models`). Returns it.
+
+        Raises:
+            NotFound: there is no such thing.
+        """
+        return self._archive(ref, reason, True)
+
+    def restore(self, ref: Ref, reason: str = "") -> Model | ModelVersion:
+        """Take a version or a model out of the archive, and return it.
+
+        Raises:
+            NotFound: there is no such thing.
+        """
+        return self._archive(ref, reason, False)
+
+    def _archive(self, ref: Ref, reason: str, wanted: bool) -> Model | ModelVersion:
+        said = reason_of(reason, required=False)
+        uri = model_or_version(ref)
+        pinned = 0
+
+        def decide(view: View, seal: Sealer) -> list[Event]:
+            nonlocal pinned
+            pinned = number = 0 if uri.selector is None else pin(view, uri)
+            if number == 0:
+                rules.model_exists(view, uri.name)
+                now = view.model(uri.name).archived
+            else:
+                now = rules.version_exists(view, uri.name, number).archived
+            return rules.archive(view, seal, uri.name, number, said, now, wanted)
+
+        self._commit("model:" + uri.name, decide)
+        return self._thing(uri.name, pinned)
+
+    def _thing(self, model: str, number: int) -> Model | ModelVersion:
+        """Return what was just written to: by now `latest` or an alias may mean another version."""
+        return self.version(f"{model}/v{number}") if number else self.model(model)
+
+    def purge(
+        self, ref: Ref, reason: str, *, files: Sequence[str] | None = None, force: bool = False
+    ) -> ModelVersion:
+        """Remove the files of a version for good, or only some, and return the version. The record stays.
+
+        Bytes that another version needs are kept for it.
+
+        Raises:
+            NotAllowed: the version is approved, has an alias or was used; ``force=True`` overrules.
+            NotFound: there is no such version or file.
+        """
+        said = reason_of(reason)
+        uri = fixed_uri(ref, "purge")
+        version = self.version(ref)
+        files_of = self._manifest(version)
+        paths: list[str] | None = None
+        if files is not None:
+            known = {file.path for file in files_of}
+            paths = sorted({names.check_path(path) for path in listed(files, "files")})
+            for path in paths:
+                if path not in known:
+                    raise NotFound(f"{version.uri} has no file {shown(path)}.", nearest=nearest(path, known))
+        used = len(self.uses(version))
+
+        def decide(view: View, seal: Sealer) -> list[Event]:
+            guards = []
+            now = view.version(version.model, version.number)
+            if now is not None and now.aliases:
+                guards.append(f"{', '.join(map(repr, now.aliases))} points at it")
+            if used:
+                guards.append(f"it was used {used} times" if used > 1 else "it was used once")
+            before = view.purge(version.model, version.number)
+            if paths is not None and before is not None and (before[3] is None or before[3] >= set(paths)):
+                return []
+            return rules.purge(view, seal, version.model, version.number, paths, said, guards, force)
+
+        self._commit("model:" + uri.name, decide)
+        self._free({file.digest for file in files_of if paths is None or file.path in paths})
+        return self.version(version)
+
+    def _manifest(self, version: ModelVersion) -> tuple[File, ...]:
+        """Return all files that a version was registered with, purged ones too."""
+        with self._core.view() as view:
+            born = view.registered(version.model, version.number)
+        if born.document is None:
+            return born.files
+        return manifest.decode(self._core.document(born.document), source=version.uri)
+
+    def _free(self, digests: set[str]) -> None:
+        """Delete the bytes that nothing needs any more, looking again right before each."""
+        blobs = self._core.artifacts()
+        for digest in sorted(digests - self._needed(digests)):
+            blobs.delete(digest, needed=lambda one=digest: bool(self._needed({one})))  # type: ignore[misc]
+
+    def _needed(self, digests: set[str]) -> set[str]:
+        """Return those of *digests* that something in the registry still needs."""
+        with self._core.view() as view:
+            needed = view.needed(digests) | beside(
+                view.events(ev.VersionAttached.kind, ev.EvaluationAdded.kind)
+            )
+            documents = [(d, view.purge(model, number)) for model, number, d in view.documents()]
+            ingests = [
+                event
+                for event in view.events(ev.OutputsIngested.kind)
+                if isinstance(event, ev.OutputsIngested)
+            ]
+        for document, purged in documents:
+            gone = frozenset() if purged is None else purged[3]
+            if gone is not None:
+                files = manifest.decode(self._core.document(document))
+                needed |= {file.digest for file in files if file.path not in gone}
+        for event in ingests:
+            needed |= kept_outputs(event, self._core.document)
+        return needed & digests
+
+    def redact(self, ref: Ref, what: str, reason: str) -> Model | ModelVersion:
+        """Erase a text from the journal, everywhere and for ever, and return what is left. The chain still verifies.
+
+        Args:
+            ref: a model or a version.
+            what: ``"note"``, ``"description"``, ``"title"``, ``"owner"``, ``"reasons"``, ``"comments"``,
+                ``"evaluations"``, ``"fields.<name>"``, or ``"all"``.
+            reason: why; it is kept.
+
+        Raises:
+            NotFound: there is no such text.
+            InvalidName: *what* is none of these.
+        """
+        uri = model_or_version(ref)
+        said = reason_of(reason)
+        picker = seal_picker(what)
+        touched: set[int] = set()
+        pinned = 0
+
+        def decide(view: View, seal: Sealer) -> list[Event]:
+            nonlocal pinned
+            pinned = number = 0 if uri.selector is None else pin(view, uri)
+            rules.model_exists(view, uri.name)
+            if number:
+                rules.version_exists(view, uri.name, number)
+            found: set[tuple[int, str]] = set()
+            for seq, kind, raw in view.texts_of(uri.name, number, ()):
+                found |= {(seq, one) for one in picker(kind, raw)}
+            touched.update(seq for seq, _ in found)
+            gone = view.redacted(touched)
+            if not found:
+                raise NotFound(f"{shown(str(uri))} has no {shown(what)} to redact.")
+            items = tuple(sorted((seq, one) for seq, one in found if one not in gone[seq]))
+            if not items:
+                return []
+            return [
+                ev.Redacted(model=uri.name, number=number, what=what, items=items, reason=seal.maybe(said))
+            ]
+
+        self._commit("model:" + uri.name, decide)
+        self._erase(touched)
+        return self._thing(uri.name, pinned)
+
+    def _erase(self, seqs: Iterable[int]) -> None:
+        """Erase what the journal says is redacted, until nobody redacted more meanwhile."""
+        wanted = sorted(seqs)
+        store = self._core.place.store
+        done: dict[int, set[str]] = {}
+        while True:
+            with self._core.view() as view:
+                gone = view.redacted(wanted)
+            if gone == done:
+                break
+            for seq in wanted:
+                record = next(iter(store.read(seq - 1, limit=1)))
+                store.erase(seq, codec.without(record, gone[seq]))
+            done = gone
+        self._core.ledger.erased()
+
+    # --- outputs -------------------------------------------------------------------------------
+
+    def ingest(
+        self,
+        outputs: str | os.PathLike[str],
+        *,
+        run: str | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        params: Mapping[str, Any] | None = None,
+        inputs: Iterable[str] = (),
+        idempotency_key: str | None = None,
+        keep: str = "annotated",
+        progress: bool | None = None,
+    ) -> IngestReport:
+        """Read a folder of outputs with its sidecars, and register what they ask for.
+
+        ``valohai.metadata.jsonl`` in the folder and ``<file>.metadata.json`` beside a file are read.
+        A bad annotation never loses an output and never stops the others: it is an alert in the report.
+        The same outputs again (or the same *run* or *idempotency_key*) change nothing.
+
+        Args:
+            outputs: the folder.
+            run: the id of the run that wrote it.
+            metrics: for every version that is made.
+            params: likewise.
+            inputs: URIs of what the run read.
+            idempotency_key: what makes this ingest the same as another.
+            keep: ``"annotated"`` stores the files that an annotation names, ``"all"`` every file.
+            progress: show a bar, or not; by default when a person is watching.
+
+        Raises:
+            NotFound: there is no such folder.
+            InvalidDocument: *metrics* or *params* cannot be stored.
+        """
+        from modelhub_sdk.ingest import ingest
+
+        return ingest(
+            self,
+            outputs,
+            run=run,
+            metrics=metrics,
+            params=params,
+            inputs=inputs,
+            idempotency_key=idempotency_key,
+            keep=keep,
+            progress=progress,
+        )
+
+    # --- the registry --------------------------------------------------------------------------
+
+    def configure(
+        self,
+        *,
+        require: str | None = None,
+        external: Sequence[str] | None = None,
+        model_names: str | None = None,
+        required_fields: Sequence[str] | None = None,
+        metrics: Mapping[str, str] | None = None,
+    ) -> Mapping[str, Any]:
+        """Change the registry's settings and return all of them. What is not passed stays; "" or [] removes.
+
+        Args:
+            require: ``"approved"``: nothing else resolves.
+            external: URL prefixes under which versions may name bytes outside of the store.
+            model_names: a regular expression that new models' names must match.
+            required_fields: fields that every new version must have.
+            metrics: which way is better: ``{"loss": "min", "auc": "max"}``.
+
+        Raises:
+            InvalidDocument: a value that is none of these.
+        """
+        wanted = settings_of(require, external, model_names, required_fields, metrics)
+
+        def decide(view: View, seal: Sealer) -> list[Event]:
+            now = view.settings()
+            changed = {name: value for name, value in wanted.items() if now.get(name) != value}
+            return [ev.SettingsChanged(settings=Frozen(changed))] if changed else []
+
+        self._commit("registry", decide)
+        return self.settings()
+
+    def rebuild_index(self) -> None:
+        """Drop the index and fold it again from the journal. Never needed, always safe."""
+        self._writable()
+        self._core.ledger.rebuild()
+
+    # --- inside --------------------------------------------------------------------------------
+
+    def _own(self) -> tuple[str, ...]:
+        """Return the local paths that are the registry's own, and never an artifact."""
+        root = None if self._core.blobs is None else self._core.blobs.root
+        return self._core.place.own if root is None else (*self._core.place.own, root)
+
+    def _writable(self) -> None:
+        self._core.writable()
+
+    def _commit(self, scope: str, decide: Any) -> ev.Entry | None:
+        entry = self._core.commit(scope, decide)
+        self._drain()
+        return entry
+
+    def _there(self, ref: Ref) -> None:
+        """Raise NotFound unless there is such a version: before bytes are stored for it."""
+        uri = version_uri(ref)
+        with self._core.view() as view:
+            rules.version_exists(view, uri.name, pin(view, uri))
+
+    def _on_version(self, ref: Ref, decide: Any, fixed: str | None = None) -> ModelVersion:
+        """Commit a decision about one version, and return it."""
+        uri = version_uri(ref) if fixed is None else fixed_uri(ref, fixed)
+        pinned: list[int] = []
+
+        def on_version(view: View, seal: Sealer) -> list[Event]:
+            pinned[:] = [pin(view, uri)]
+            events: list[Event] = decide(view, seal, uri.name, pinned[0])
+            return events
+
+        self._commit("model:" + uri.name, on_version)
+        return self._written(uri.name, pinned[0])
+
+    def _written(self, model: str, number: int) -> ModelVersion:
+        """Return a version that this handle has just changed; the journal need not be asked again."""
+        with self._core.view(probe=False) as view:
+            found = found_version(view, model, number)
+        return self._whole(found)
+
+    def _drain(self) -> None:
+        """Now and then take uses from the inbox into the journal. Never fails a write that succeeded."""
+        core = self._core
+        if time.monotonic() - core.drained < _DRAIN_EVERY:
+            return
+        core.drained = time.monotonic()
+        with suppress(ModelHubError):
+            drain(core)
+
+    def __getattr__(self, name: str) -> Any:
+        right = _SPELLINGS.get(name)
+        if right is not None:
+            raise AttributeError(f"There is no {name}() here: {right}", name=name, obj=self)
+        raise AttributeError(f"Registry has no attribute {name!r}.", name=name, obj=self)
+
+
+_SPELLINGS = {
+    "log_model": 'use reg.register("name", "model.pkl", metrics={...}).',
+    "register_model": 'use reg.register("name", "model.pkl").',
+    "create_version": 'use reg.register("name", files).',
+    "create_model_version": 'use reg.register("name", files).',
+    "create_registered_model": 'use reg.create_model("name").',
+    "upload": 'use reg.register("name", files).',
+    "save": 'use reg.register("name", files).',
+    "download": 'use reg.resolve("model://name/latest", into="inputs").',
+    "download_artifacts": 'use reg.resolve("model://name/latest", into="inputs").',
+    "load": 'use reg.resolve("model://name/latest") and load the file yourself.',
+    "load_model": 'use reg.resolve("model://name/latest") and load the file yourself.',
+    "fetch": 'use reg.resolve("model://name/latest", into="inputs").',
+    "get": 'use reg.version("name/v1") or reg.model("name").',
+    "get_model": 'use reg.model("name").',
+    "get_version": 'use reg.version("name/v1").',
+    "get_model_version": 'use reg.version("name/v1").',
+    "list_models": "use reg.models().",
+    "list_versions": 'use reg.versions("name").',
+    "search": 'use reg.versions(where="metrics.auc >= 0.9").',
+    "search_models": "use reg.models(where=...).",
+    "find": 'use reg.versions(where="metrics.auc >= 0.9").',
+    "promote": 'use reg.approve("name/v1", reason) or reg.set_alias("name", "champion", 1).',
+    "transition_model_version_stage": 'use reg.approve("name/v1", reason).',
+    "delete_model": 'models are never deleted; use reg.archive("name", reason).',
+    "delete_version": 'use reg.archive("name/v1", reason), or reg.purge("name/v1", reason) to free its bytes.',
+    "delete": 'use reg.archive("name/v1", reason), or reg.purge("name/v1", reason).',
+    "set_tag": 'use reg.edit_version("name/v1", add_tags=["tag"]).',
+    "log_metric": 'pass metrics={...} to reg.register, or use reg.add_evaluation("name/v1", {...}).',
+    "history": 'use reg.audit("name").',
+}

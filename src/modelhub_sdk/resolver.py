@@ -1,0 +1,437 @@
+"""From a URI to files on this disk: parse, pin, plan, fetch, verify, place. And the record of the use.
+
+What a URI meant is remembered beside the cache (a *pin*), so that ``v3`` and ``sha256:…`` resolve
+without the store, and a moving name does for as long as the caller allows.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import logging
+import os
+import re
+import threading
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from attrs import evolve, frozen
+
+from modelhub_sdk import surroundings
+from modelhub_sdk.arguments import listed
+from modelhub_sdk.blobs import place
+from modelhub_sdk.blobs import progress as bars
+from modelhub_sdk.core import Core, pins_folder
+from modelhub_sdk.domain import names
+from modelhub_sdk.domain.entities import File, ModelVersion, Resolved, one_line
+from modelhub_sdk.domain.uri import ByDigest, ModelURI, Number
+from modelhub_sdk.domain.values import Frozen
+from modelhub_sdk.errors import (
+    CredentialsRefused,
+    InvalidDocument,
+    InvalidName,
+    ModelHubError,
+    NotApproved,
+    NotFound,
+    Offline,
+    Purged,
+    StoreUnavailable,
+    nearest,
+    shown,
+)
+from modelhub_sdk.formats import codec, manifest
+from modelhub_sdk.index.queries import NOW, View
+from modelhub_sdk.ports import Note
+from modelhub_sdk.references import found_version, pin, version_uri
+
+log = logging.getLogger("modelhub_sdk")
+
+_WAIT = 0.5  # seconds that an inference waits for the record of its use; then it is spooled
+_SPOOLED = 200  # spooled uses delivered along with a new one
+
+
+@frozen
+class _Pinned:
+    """What a URI means: the version with its files, what of it was purged, when the registry was asked."""
+
+    version: ModelVersion
+    as_of: datetime
+    require: str | None = None
+    gone: tuple[str, ...] = ()
+    gone_why: str = ""
+    offline: bool = False
+
+
+def resolve(
+    core: Core,
+    at: int,
+    ref: Any,
+    into: str | os.PathLike[str] | None,
+    *,
+    files: Sequence[str] | str | None,
+    require: str | None,
+    stale_ok: timedelta | None,
+    route_key: str | int | None,
+    link: str | None,
+    verify: str | None,
+    progress: bool | None,
+    overwrite: bool,
+) -> Resolved:
+    """Bring the files of a version onto this disk. See `Registry.resolve`."""
+    uri = version_uri(ref)
+    if require not in (None, "", "approved"):
+        raise InvalidDocument(f"require is 'approved' or nothing, not {shown(require)}.")
+    if stale_ok is not None and not isinstance(stale_ok, timedelta):
+        raise InvalidDocument("stale_ok is a datetime.timedelta.", hint="For example timedelta(hours=1).")
+    how = link if link is not None else surroundings.setting("LINK") or "auto"
+    if into is not None and not isinstance(into, (str, os.PathLike)):
+        raise InvalidName(f"into={shown(into)} is not a folder.", hint="Pass the path of a folder.")
+    target = None if into is None else os.fsdecode(into)
+    if route_key is not None:
+        route_key = names.check_text(
+            str(route_key) if isinstance(route_key, int) else route_key, "route_key", 1000
+        )
+    pinned = _pin(core, at, uri, route_key, stale_ok)
+    _check_status(uri, pinned, pinned.require or require)
+    wanted = _selected(pinned.version, uri.path, files)
+    _check_purged(pinned, wanted)
+    path = _placed(
+        core, pinned, wanted, target, how=how, verify=verify, progress=progress, overwrite=overwrite
+    )
+    _Use(core, uri, pinned).record()
+    if not pinned.offline and at == NOW:
+        _remember(core, uri, pinned)
+    paths = tuple(file.path for file in wanted)
+    if uri.path is not None:
+        path = path / uri.path
+        inner = tuple(p.removeprefix(uri.path + "/") for p in paths)
+        paths = (Path(uri.path).name,) if paths == (uri.path,) else inner
+    return Resolved(
+        uri=pinned.version.uri, path=str(path), files=paths, version=pinned.version, as_of=pinned.as_of
+    )
+
+
+# --- what it means ------------------------------------------------------------------------------------
+
+
+def _pin(core: Core, at: int, uri: ModelURI, route_key: str | None, stale_ok: timedelta | None) -> _Pinned:
+    """Ask the registry; where it cannot be reached, what is remembered."""
+    as_of = core.clock()
+    try:
+        with core.view(at) as view:
+            number = pin(view, uri, route_key)
+            version = found_version(view, uri.name, number)
+            require = view.settings().get("require")
+            document = None if version.files else view.registered(uri.name, number).document
+            purge = View(view._sql).purge(
+                uri.name, number
+            )  # what is gone is gone, also for a view of the past
+    except (StoreUnavailable, Offline) as error:
+        if isinstance(error, CredentialsRefused):
+            raise
+        return _remembered(core, uri, stale_ok, error)
+    if document is not None and (purge is None or purge[3] is not None):
+        try:
+            version = evolve(version, files=manifest.decode(core.document(document), source=version.uri))
+        except (StoreUnavailable, Offline) as error:
+            return _remembered(core, uri, stale_ok, error)
+    if purge is None:
+        return _Pinned(version, as_of, require)
+    when, by, why, paths = purge
+    sentence = one_line(f"by {by or '(redacted)'} on {when:%Y-%m-%d}: {why or '(no reason kept)'}")
+    gone = ("*",) if paths is None else tuple(sorted(paths))
+    return _Pinned(version, as_of, require, gone=gone, gone_why=sentence)
+
+
+def _check_status(uri: ModelURI, pinned: _Pinned, require: str | None) -> None:
+    version = pinned.version
+    state = "archived" if version.archived else version.status
+    by_number = isinstance(uri.selector, Number)
+    approved = version.status == "approved" and not version.archived
+    if require == "approved" and not approved:
+        raise NotApproved(
+            f"{version.uri} is {state}, and only approved versions may be resolved here.",
+            hint="Approve it, or resolve model://" + version.model + "/latest.",
+            uri=version.uri,
+            status=version.status,
+        )
+    if version.status == "rejected" or version.archived:
+        reason = (
+            f" ({shown(version.reason, 200)[1:-1]})"
+            if version.status == "rejected" and version.reason
+            else ""
+        )
+        if not by_number:
+            raise NotApproved(
+                f"{shown(str(uri))} is {version.uri}, which is {state}{reason}.",
+                hint=f"Resolve it by its number if you mean it: {version.uri}",
+                uri=version.uri,
+                status=version.status,
+            )
+        log.warning("%s is %s%s, and was resolved by its number", version.uri, state, reason)
+
+
+def _selected(
+    version: ModelVersion, path: str | None, patterns: Sequence[str] | str | None
+) -> tuple[File, ...]:
+    """Return the files that are asked for: those under *path* that fit the *patterns*."""
+    found = version.files
+    if path is not None:
+        found = tuple(f for f in version.files if f.path == path or f.path.startswith(path + "/"))
+        if not found and version.files:
+            known = [file.path for file in version.files]
+            raise NotFound(
+                f"{version.uri} has no file {shown(path)}.", nearest=nearest(path, known), hint=_some(known)
+            )
+    if patterns is None:
+        return found
+    given = [patterns] if isinstance(patterns, str) else listed(patterns, "files")
+    for pattern in given:
+        if not names.check_text(pattern, "files", 1000).strip("!"):
+            raise InvalidName(
+                f"{shown(pattern)} is not a pattern of files.", hint='For example ["*.bin", "!old/*"].'
+            )
+    keep = [p for p in given if not p.startswith("!")] or ["*"]
+    drop = [p[1:] for p in given if p.startswith("!")]
+    chosen = tuple(f for f in found if _fits(f.path, keep) and not _fits(f.path, drop))
+    if not chosen and found:
+        known = [file.path for file in found]
+        raise NotFound(f"No file of {version.uri} fits {', '.join(map(shown, given))}.", hint=_some(known))
+    return chosen
+
+
+def _some(known: Sequence[str]) -> str:
+    more = f" and {len(known) - 5} more" if len(known) > 5 else ""
+    return f"It has {', '.join(map(shown, known[:5]))}{more}."
+
+
+def _fits(path: str, patterns: Sequence[str]) -> bool:
+    """A pattern with a slash fits from the top, one without fits a name in any folder."""
+    name = path.rpartition("/")[2]
+    return any(fnmatch.fnmatchcase(path if "/" in pattern else name, pattern) for pattern in patterns)
+
+
+def _check_purged(pinned: _Pinned, wanted: Sequence[File]) -> None:
+    lost = [file.path for file in wanted if file.path in pinned.gone]
+    if pinned.gone == ("*",) or lost:
+        what = (
+            "The files"
+            if not lost or len(lost) == len(pinned.version.files)
+            else ", ".join(map(shown, lost[:5]))
+        )
+        raise Purged(f"{what} of {pinned.version.uri} were purged {pinned.gone_why}")
+
+
+# --- the bytes ----------------------------------------------------------------------------------------
+
+
+def _placed(
+    core: Core,
+    pinned: _Pinned,
+    wanted: tuple[File, ...],
+    target: str | None,
+    *,
+    how: str,
+    verify: str | None,
+    progress: bool | None,
+    overwrite: bool,
+) -> Path:
+    cache = core.cache()
+    total = sum(file.size for file in wanted)
+    if core.blobs is None or pinned.offline:
+        folder = cache.cached_folder(wanted, verify=verify)
+        if folder is None:
+            raise Offline(
+                f"{pinned.version.uri} is not completely in the cache, and {shown(core.url, 200)} cannot be reached.",
+                hint="Resolve it once while the registry can be reached.",
+            )
+        if target is None:
+            return folder
+        root = folder
+        return place.into(
+            target,
+            wanted,
+            lambda file: root / file.path,
+            link=how,
+            overwrite=overwrite,
+            records=cache.records,
+        ).path
+    store = core.blobs
+    if target is None:
+        with bars.bar(total, str(pinned.version), show=progress) as step:
+            return cache.folder(wanted, store, progress=step, verify=verify)
+    with bars.bar(total * 2, str(pinned.version), show=progress) as step:
+        paths: dict[str, Path] = {}
+        return place.into(
+            target,
+            wanted,
+            lambda file: paths[file.digest],
+            before=lambda needed: paths.update(cache.fetch_all(needed, store, progress=step, verify=verify)),
+            link=how,
+            overwrite=overwrite,
+            records=cache.records,
+            heal=lambda file: cache.fetch(file, store, verify="always"),
+            progress=step,
+        ).path
+
+
+# --- pins ---------------------------------------------------------------------------------------------
+
+
+def _pin_file(core: Core, model: str, selector: str) -> Path:
+    # Models' and aliases' names cannot leave the folder; a digest's colon is no good on Windows.
+    return pins_folder(core) / model / (selector.replace(":", "-") + ".json")
+
+
+def _remember(core: Core, uri: ModelURI, pinned: _Pinned) -> None:
+    """Note what *uri* meant; a cache that cannot be written remembers nothing, and nothing fails."""
+    version = pinned.version
+    selectors = {f"v{version.number}", str(uri.selector)}
+    usable = version.status != "rejected" and not version.archived
+    if usable and not _pin_file(core, uri.name, version.digest).exists():
+        selectors.add(
+            version.digest
+        )  # what the digest means is known only when it was asked for; this is a good guess
+    # What people typed stays out: no redaction would ever reach this user's cache.
+    version = evolve(
+        version,
+        note=None,
+        description=None,
+        fields=Frozen(),
+        reason=None,
+        comments=(),
+        evaluations=tuple(evolve(one, note=None) for one in version.evaluations),
+    )
+    body = {"as_of": codec.print_time(pinned.as_of), "require": pinned.require, "url": core.url}
+    text = codec.dumps({**body, "version": codec.unstructure_version(version)})
+    for selector in selectors:
+        file = _pin_file(core, uri.name, selector)
+        with suppress(OSError, ModelHubError):
+            core.cache().keep(file, text)
+
+
+def _remembered(core: Core, uri: ModelURI, stale_ok: timedelta | None, error: ModelHubError) -> _Pinned:
+    """Return what *uri* meant when it was last resolved here.
+
+    Raises:
+        Offline: it was not, or it is a moving name and *stale_ok* does not reach that far.
+    """
+    try:
+        raw = json.loads(_pin_file(core, uri.name, str(uri.selector)).read_bytes())
+        version = codec.structure_version(raw["version"])
+        as_of = codec.parse_time(raw["as_of"])
+        if raw["url"] != core.url or version.model != uri.name:
+            raise ValueError(raw["url"])
+    except (OSError, ValueError, KeyError, TypeError, ModelHubError):
+        raise Offline(
+            f"{shown(str(uri))} was never resolved here, and {error.message}",
+            hint="Resolve it once while the registry can be reached.",
+        ) from None
+    fixed = isinstance(uri.selector, (Number, ByDigest))
+    age = core.clock() - as_of
+    if not fixed and (stale_ok is None or age > stale_ok):
+        raise Offline(
+            f"{shown(str(uri))} can move, and the registry cannot be asked: {error.message}"
+            f" It was {version.uri} {_ago(age)} ago.",
+            hint=f"Resolve {version.uri}, or pass stale_ok=timedelta(...) to accept that age.",
+        )
+    log.warning("%s: answered from the cache, as of %s", uri, as_of.isoformat(timespec="seconds"))
+    return _Pinned(version, as_of, raw.get("require"), offline=True)
+
+
+def _ago(age: timedelta) -> str:
+    hours = age.total_seconds() / 3600
+    return (
+        f"{hours / 24:.0f} days"
+        if hours > 48
+        else f"{hours:.0f} hours"
+        if hours > 2
+        else f"{hours * 60:.0f} min"
+    )
+
+
+# --- uses ---------------------------------------------------------------------------------------------
+
+
+class _Use:
+    """The record of one use, delivered beside the transfer; what cannot be delivered in time is spooled."""
+
+    _lost = 0
+
+    def __init__(self, core: Core, uri: ModelURI, pinned: _Pinned) -> None:
+        self._core = core
+        self._note = Note(
+            core.new_id(),
+            codec.dumps(
+                {
+                    "kind": "use",
+                    "uri": pinned.version.uri,
+                    "asked": str(uri),
+                    "at": codec.print_time(core.clock()),
+                    "actor": core.actor,
+                    "host": core.host,
+                    "run_id": os.environ.get("VH_EXECUTION_ID") or None,
+                }
+            ),
+        )
+        self._done = False
+        self._spool_only = pinned.offline or core.read_only
+
+    def record(self) -> None:
+        """Deliver within a moment, or else leave the note for a later process."""
+        if not self._spool_only:
+            thread = threading.Thread(target=self._deliver, name="modelhub-use", daemon=True)
+            with suppress(
+                RuntimeError
+            ):  # no thread to be had: the interpreter ends, or the container is full
+                thread.start()
+                thread.join(_WAIT)
+        if not self._done:
+            self._spool()
+
+    def _folder(self) -> Path:
+        return (
+            Path(self._core.cache().path) / "spool" / hashlib.sha256(self._core.url.encode()).hexdigest()[:32]
+        )
+
+    def _deliver(self) -> None:
+        try:
+            waiting = self._waiting()
+            self._core.place.store.note([self._note, *(note for note, _ in waiting)])
+        except Exception as error:  # noqa: BLE001  whatever it is, an inference goes on
+            log.debug("a use was not delivered: %s", type(error).__name__)
+            return
+        self._done = True
+        for _, file in waiting:
+            with suppress(OSError):
+                file.unlink()
+
+    def _waiting(self) -> list[tuple[Note, Path]]:
+        found = []
+        with suppress(OSError, ModelHubError):
+            for name in sorted(os.listdir(self._folder()))[:_SPOOLED]:
+                if re.fullmatch(r"[0-9a-f]{32}\.json", name):
+                    file = self._folder() / name
+                    found.append((Note(name[:-5], file.read_bytes()), file))
+        return found
+
+    def _spool(self) -> None:
+        try:
+            self._core.cache().keep(self._folder() / f"{self._note.id}.json", self._note.body)
+        except (OSError, ModelHubError):
+            _Use._lost += 1
+            if _Use._lost == 1:
+                with suppress(RuntimeWarning):  # where warnings are errors: an inference goes on
+                    warnings.warn(
+                        "The use of a model version could not be recorded (store and cache cannot be written).",
+                        RuntimeWarning,
+                        stacklevel=4,
+                    )
+
+
+__all__ = ["resolve"]

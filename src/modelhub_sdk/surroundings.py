@@ -1,0 +1,137 @@
+"""What this process can know of itself: who runs it, where, and the MODELHUB_ settings around it.
+
+Read once when a registry is opened, and injected from there: nothing below asks the environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Final
+
+from modelhub_sdk.domain.names import check_actor
+from modelhub_sdk.errors import InvalidName
+
+_FALSE: Final = ("", "0", "false", "no", "off")
+
+
+def setting(name: str) -> str | None:
+    """Return the environment's ``MODELHUB_<name>``, None when it is not set.
+
+    Raises:
+        InvalidName: it is set and empty, which would mean something else on each machine.
+    """
+    value = os.environ.get("MODELHUB_" + name)
+    if value is not None and not value.strip():
+        raise InvalidName(
+            f"MODELHUB_{name} is set, and empty.", hint=f"Give it a value, or unset MODELHUB_{name}."
+        )
+    return value
+
+
+def flag(name: str) -> bool:
+    """Return whether ``MODELHUB_<name>`` is set to anything but 0, false, no or off."""
+    return os.environ.get("MODELHUB_" + name, "").strip().lower() not in _FALSE
+
+
+def user(given: str | None = None) -> str:
+    """Return who acts.
+
+    That is *given*, ``$MODELHUB_USER``, the Valohai execution's creator, git's ``user.email``, the
+    login name, or ``uid:<n>``.
+
+    Raises:
+        InvalidName: the first of these that is there cannot be a user's name.
+    """
+    named = given if given is not None else setting("USER")
+    if named is not None:
+        return check_actor(named)
+    for guess in (_valohai_creator, _git_email, _login):
+        found = guess()
+        if found:
+            try:
+                return check_actor(found)
+            except InvalidName:
+                continue
+    return f"uid:{os.getuid()}" if hasattr(os, "getuid") else "unknown"
+
+
+def _valohai_creator() -> str | None:
+    # The keys are documented for Valohai's /valohai/config/execution.json.
+    folder = os.environ.get("VH_CONFIG_DIR", "/valohai/config")
+    try:
+        content = json.loads((Path(folder) / "execution.json").read_text("utf-8"))
+        found = content.get("valohai.creator-email") or content.get("valohai.creator-name")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def _git_email() -> str | None:
+    """Read git's own configuration files: starting git would cost more than opening the registry."""
+    import configparser
+
+    if email := os.environ.get("GIT_AUTHOR_EMAIL"):
+        return email
+    places = (
+        [Path(folder) / ".git" / "config" for folder in (Path.cwd(), *Path.cwd().parents)] if _cwd() else []
+    )
+    home = os.path.expanduser("~")
+    if os.path.isabs(home):
+        places += [Path(home) / ".gitconfig", Path(home) / ".config" / "git" / "config"]
+    for place in places:
+        parser = configparser.RawConfigParser(strict=False, allow_no_value=True)
+        try:
+            # git indents its keys, which this parser would read as continuation lines
+            text = "\n".join(line.strip() for line in place.read_text("utf-8", errors="replace").splitlines())
+            parser.read_string(text)
+            email = parser.get("user", "email", fallback=None)
+        except (OSError, configparser.Error):
+            continue
+        if email:
+            return email.strip().strip('"')
+    return None
+
+
+def _cwd() -> bool:
+    try:
+        os.getcwd()
+    except OSError:  # removed under us
+        return False
+    return True
+
+
+def _login() -> str | None:
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a container's user without a passwd entry
+        return None
+
+
+def host() -> str:
+    """Return this machine's name."""
+    try:
+        return socket.gethostname() or "unknown"
+    except OSError:
+        return "unknown"
+
+
+def data_dir() -> Path:
+    """Return the user's folder for data that must stay.
+
+    Raises:
+        InvalidName: there is no home to put it in.
+    """
+    home = os.path.expanduser("~")
+    if not os.environ.get("XDG_DATA_HOME") and (not os.path.isabs(home) or not os.path.isdir(home)):
+        raise InvalidName(
+            "This user has no home folder, so there is no default place for a registry.",
+            hint="Name one: hub.open('sqlite:////path/models.db'), or set MODELHUB_REGISTRY.",
+        )
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("modelhub", appauthor=False))

@@ -1,0 +1,101 @@
+"""Uses: who resolved what. Written to the inbox by anyone, taken into the journal by a later commit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from datetime import timedelta
+
+from modelhub_sdk.core import Core
+from modelhub_sdk.domain import events as ev
+from modelhub_sdk.domain import names
+from modelhub_sdk.domain.entities import Use
+from modelhub_sdk.domain.events import Event, Sealer
+from modelhub_sdk.domain.uri import Number, parse_ref
+from modelhub_sdk.formats import codec
+from modelhub_sdk.index.queries import View
+from modelhub_sdk.ports import Note
+
+FORGET_AFTER = timedelta(minutes=10)
+"""How long a use stays in the inbox after it entered the journal: a reader may be between the two."""
+
+_REMEMBERED = timedelta(days=1)  # by then it has been forgotten; if not, the fold takes it once all the same
+_PAGE = 1000
+_USE_SIZE = 400  # bytes of a use in an entry, beside what was asked for
+_ENTRY_SIZE = 500_000
+
+
+def inbox(core: Core, known: Collection[str] = ()) -> Iterator[Use]:
+    """Yield the uses that wait in the inbox and are not *known*; notes of other kinds are passed over."""
+    after = ""
+    while notes := core.place.store.notes(_PAGE, after=after, skip=known):
+        after = notes[-1].id
+        for note in notes:
+            use = read_use(note)
+            if use is not None:
+                yield use
+
+
+def read_use(note: Note) -> Use | None:
+    """Return the use that a note tells of, None when it is none."""
+    try:
+        raw = json.loads(note.body)
+        if raw.get("kind") != "use":
+            return None
+        uri = parse_ref(raw["uri"], kind="version")
+        if not isinstance(uri.selector, Number):
+            return None
+        return Use(
+            id=note.id,
+            uri=str(uri),
+            asked=names.check_text(raw["asked"], "asked", 4096),
+            at=codec.parse_time(raw["at"]),
+            actor=names.check_actor(raw["actor"]) if raw.get("actor") else None,
+            host=names.check_text(raw["host"], "host", 300) if raw.get("host") else None,
+            run_id=names.check_text(raw["run_id"], "run_id", 300) if raw.get("run_id") else None,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def drain(core: Core) -> int:
+    """Take uses from the inbox into the journal, as one entry; forget those that are there long enough.
+
+    Returns:
+        How many uses entered the journal: at most a thousand.
+    """
+    with core.view() as view:
+        known = view.recent_uses(core.clock() - _REMEMBERED)
+    taken: list[Use] = []
+    size = 0
+    for use in inbox(core, known):
+        size += len(use.asked) + _USE_SIZE
+        if len(taken) >= _PAGE or size > _ENTRY_SIZE:
+            break
+        taken.append(use)
+
+    def decide(view: View, seal: Sealer) -> list[Event]:
+        there = view.used_ids([use.id for use in taken])
+        uses = tuple(_noted(use, seal) for use in taken if use.id not in there)
+        return [ev.UsesRecorded(uses=uses)] if uses else []
+
+    entry = core.commit("registry", decide) if taken else None
+    horizon = core.clock() - FORGET_AFTER
+    core.place.store.forget([one for one, at in known.items() if at < horizon])
+    return (
+        sum(len(event.uses) for event in entry.events if isinstance(event, ev.UsesRecorded)) if entry else 0
+    )
+
+
+def _noted(use: Use, seal: Sealer) -> ev.UseNoted:
+    uri = parse_ref(use.uri, kind="version")
+    return ev.UseNoted(
+        id=use.id,
+        model=uri.name,
+        number=uri.selector.number if isinstance(uri.selector, Number) else 0,
+        asked=use.asked,
+        at=use.at,
+        actor=seal.maybe(use.actor),
+        host=seal.maybe(use.host),
+        run_id=use.run_id,
+    )
