@@ -1,0 +1,682 @@
+"""The cache: right bytes or none, whatever happened to its files, its locks and its neighbours."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import random
+import shutil
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelhub_sdk.blobs import cache as cache_module
+from modelhub_sdk.blobs import disk
+from modelhub_sdk.blobs.cache import Cache, locate
+from modelhub_sdk.blobs.sources import from_bytes
+from modelhub_sdk.blobs.store import BlobStore
+from modelhub_sdk.domain.entities import File
+from modelhub_sdk.errors import (
+    DigestMismatch,
+    InvalidName,
+    ModelHubError,
+    NotFound,
+    StoreUnavailable,
+)
+from modelhub_sdk.formats import manifest
+
+
+def pattern(size: int, seed: int = 0) -> bytes:
+    return (hashlib.sha256(bytes([seed])).digest() * (size // 32 + 1))[:size]
+
+
+class Counting(BlobStore):
+    """A store that counts its transfers, and can be made slow or wrong."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fetched: list[str] = []
+        self.slow = 0.0
+        self.fail: list[Any] = []
+
+    def fetch(self, digest: str, size: int, to: Any, *, progress: Any = None) -> None:
+        self.fetched.append(digest)
+        if self.fail:
+            answer = self.fail.pop(0)
+            if isinstance(answer, BaseException):
+                raise answer
+            os.write(to, answer)
+            raise disk.mismatch(digest, "sha256:" + "0" * 64, self.url)
+        time.sleep(self.slow)
+        super().fetch(digest, size, to, progress=progress)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Counting:
+    return Counting(tmp_path / "store", registry_id="r1")
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache")
+
+
+@pytest.fixture
+def files(store: Counting) -> tuple[File, ...]:
+    return store.put_all(
+        [
+            from_bytes(pattern(5000), "a.bin"),
+            from_bytes(b"", "d/empty"),
+            from_bytes(pattern(70_000, 1), "d/é.bin"),
+        ]
+    )
+
+
+def unfinished(cache: Cache) -> list[str]:
+    places = [Path(cache.path, "v1", part) for part in ("tmp", "locks", "bad")]
+    return [name for place in places if place.is_dir() for name in os.listdir(place)]
+
+
+# --- where it is
+
+
+def test_the_setting_wins_over_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """cache_dir=, then $MODELHUB_CACHE_DIR, then the user's cache folder."""
+    assert locate().startswith(os.environ["XDG_CACHE_HOME"])
+    monkeypatch.setenv("MODELHUB_CACHE_DIR", str(tmp_path / "x"))
+    assert locate() == str(tmp_path / "x")
+    assert locate(tmp_path / "y") == str(tmp_path / "y")
+
+
+@pytest.mark.parametrize("value", ["", "relative/dir", ".", "./x"])
+def test_a_bad_setting_is_named(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """Empty and relative values are refused, and the message names the setting."""
+    monkeypatch.setenv("MODELHUB_CACHE_DIR", value)
+    with pytest.raises(InvalidName, match="MODELHUB_CACHE_DIR"):
+        Cache()
+    with pytest.raises(InvalidName, match="cache_dir"):
+        Cache(value)
+
+
+def test_not_inside_the_artifacts(tmp_path: Path) -> None:
+    """A cache inside the artifact store would delete artifacts when it is cleaned, also through a link."""
+    (tmp_path / "store").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "store")
+    for path in ("store", "store/cache", "link/cache"):
+        with pytest.raises(InvalidName, match="artifact"):
+            Cache(tmp_path / path, outside=[tmp_path / "store"])
+    Cache(tmp_path / "store2", outside=[tmp_path / "store"])
+
+
+def test_without_a_home_the_temporary_folder_serves(
+    tmp_path: Path, as_nobody: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No home and no passwd entry: $TMPDIR; with nothing writable a typed error that names the setting."""
+    import tempfile
+
+    os.chmod(tmp_path, 0o777)
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", "/nonexistent")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert as_nobody(locate).startswith(str(tmp_path) + "/modelhub-")
+    (tmp_path / "locked").mkdir(mode=0o555)
+    store = BlobStore(tmp_path / "store", registry_id="r1")
+    file = store.put(from_bytes(b"abc"))
+    with pytest.raises(StoreUnavailable, match="MODELHUB_CACHE_DIR"):
+        as_nobody(lambda: Cache(tmp_path / "locked" / "c").fetch(file, store))
+
+
+def test_naming_a_cache_creates_nothing(tmp_path: Path, files: tuple[File, ...]) -> None:
+    """Opening, asking and describing leave no trace."""
+    cache = Cache(tmp_path / "c")
+    assert cache.get(files[0].digest, 5000) is None
+    assert cache.cached_folder(files) is None
+    assert cache.info().blobs == cache.prune() == cache.clear() == 0
+    assert cache.verify() == ()
+    assert not (tmp_path / "c").exists()
+
+
+# --- one file
+
+
+def test_a_file_is_fetched_once(cache: Cache, store: Counting, files: tuple[File, ...]) -> None:
+    """The first fetch transfers, the next ones do not, in this and in another process; progress is told either way."""
+    for told in ([], []):
+        path = cache.fetch(files[0], store, progress=told.append)
+        assert path.read_bytes() == pattern(5000)
+        assert sum(told) == 5000
+    assert Cache(cache.path).fetch(files[0], store) == path
+    assert cache.get(files[0].digest, 5000) == path == cache.get(files[0].digest)
+    assert store.fetched == [files[0].digest]
+    assert unfinished(cache) == []
+
+
+def test_the_cache_is_private(cache: Cache, store: Counting, files: tuple[File, ...]) -> None:
+    """Folders are for their owner only, and bytes are read-only."""
+    path = cache.fetch(files[0], store)
+    assert stat.S_IMODE(path.stat().st_mode) & 0o222 == 0
+    for folder in (path.parent, path.parent.parent, Path(cache.path, "v1", "tmp")):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def corrupt(path: Path, how: str, rng: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    path.chmod(0o644)
+    if how == "flip":
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+    elif how == "flip by another inode":
+        data[rng.randrange(len(data))] ^= 1
+        path.unlink()
+        path.write_bytes(data)
+    elif how == "truncate":
+        path.write_bytes(data[: rng.randrange(len(data))])
+    elif how == "extend":
+        path.write_bytes(data + b"x")
+    elif how == "link to a device":
+        path.unlink()
+        path.symlink_to("/dev/zero")
+    elif how == "link to a twin":
+        shutil.copy(path, path.with_name("twin"))
+        path.unlink()
+        path.symlink_to("twin")
+    elif how == "fifo":
+        path.unlink()
+        os.mkfifo(path)
+    elif how == "folder":
+        path.unlink()
+        path.mkdir()
+        (path / "x").write_bytes(b"")
+    else:
+        path.unlink()
+
+
+HOW = [
+    "flip", "flip by another inode", "truncate", "extend", "link to a device", "link to a twin", "fifo", "folder",
+    "gone",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("fresh", [True, False])
+def test_wrong_entries_heal(
+    cache: Cache, store: Counting, files: tuple[File, ...], how: str, fresh: bool
+) -> None:
+    """Every kind of damage is found on the next use and healed from the store; wrong bytes are never handed out."""
+    rng = random.Random(how)
+    for _ in range(10):
+        path = cache.fetch(files[2], store)
+        corrupt(path, how, rng)
+        user = Cache(cache.path) if fresh else cache
+        found = user.get(files[2].digest, files[2].size)
+        assert found is None
+        assert user.fetch(files[2], store).read_bytes() == pattern(70_000, 1)
+    assert unfinished(cache) == []
+
+
+def test_swapped_entries_heal(cache: Cache, store: Counting) -> None:
+    """Two entries of one size, exchanged for each other, are both found."""
+    one, two = store.put_all([from_bytes(pattern(100, 1), "1"), from_bytes(pattern(100, 2), "2")])
+    a, b = cache.fetch(one, store), cache.fetch(two, store)
+    os.rename(a, b.with_name("x"))
+    os.rename(b, a)
+    os.rename(b.with_name("x"), b)
+    assert cache.get(one.digest, 100) is None
+    assert cache.get(two.digest, 100) is None
+
+
+def test_a_touched_entry_is_read_once_and_kept(
+    cache: Cache, store: Counting, files: tuple[File, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another mtime with right bytes (a restored backup) is hashed once, and then trusted again."""
+    path = cache.fetch(files[0], store)
+    os.utime(path, (1, 1))
+    hashed: list[Any] = []
+    real = disk.hash_file
+    monkeypatch.setattr(disk, "hash_file", lambda p, **k: hashed.append(p) or real(p, **k))
+    for _ in range(3):
+        assert Cache(cache.path).get(files[0].digest, 5000) == path
+    assert len(hashed) == 1
+    assert len(store.fetched) == 1
+
+
+def test_always_finds_what_hides(cache: Cache, store: Counting, files: tuple[File, ...]) -> None:
+    """A flip that keeps size, mtime and inode passes the quick check and not verify="always"."""
+    path = cache.fetch(files[0], store)
+    before = path.stat()
+    path.chmod(0o644)
+    with open(path, "r+b") as file:
+        file.write(b"\xff")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert cache.get(files[0].digest, 5000) is not None
+    assert cache.fetch(files[0], store, verify="always").read_bytes() == pattern(5000)
+    with pytest.raises(InvalidName):
+        cache.fetch(files[0], store, verify="sometimes")
+
+
+def test_notes_can_be_torn(cache: Cache, store: Counting, files: tuple[File, ...]) -> None:
+    """A missing, empty, cut, odd or linked note costs a second reading, nothing else."""
+    path = cache.fetch(files[0], store)
+    note = Path(f"{path}.note")
+    for content in (b"", b"1", b"x y z w", b"2 5000 1 1", b"\xff" * 300, None):
+        note.unlink(missing_ok=True)
+        if content is not None:
+            note.write_bytes(content)
+        assert Cache(cache.path).get(files[0].digest, 5000) == path
+    note.unlink()
+    note.symlink_to("/etc/passwd")
+    assert Cache(cache.path).get(files[0].digest, 5000) == path
+    assert len(store.fetched) == 1
+
+
+def test_wrong_bytes_from_the_store_are_not_kept(
+    cache: Cache, store: Counting, files: tuple[File, ...]
+) -> None:
+    """The transfer is tried once more; if it is wrong again, DigestMismatch, and the cache is as it was."""
+    store.fail = [b"wrong"]
+    assert cache.fetch(files[0], store).read_bytes() == pattern(5000)
+    store.fail = [b"wrong", b"wrong"]
+    with pytest.raises(DigestMismatch):
+        cache.fetch(files[2], store)
+    assert cache.get(files[2].digest) is None
+    assert unfinished(cache) == []
+    assert cache.fetch(files[2], store).read_bytes() == pattern(70_000, 1)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), SystemExit(), StoreUnavailable("x"), OSError(errno.EIO, "x")]
+)
+def test_a_broken_fetch_leaves_nothing(
+    cache: Cache, store: Counting, files: tuple[File, ...], error: BaseException
+) -> None:
+    """Ctrl-C, exit and errors in the middle: they pass (typed), nothing is left, and the next fetch works."""
+    store.fail = [error]
+    with pytest.raises((ModelHubError, KeyboardInterrupt, SystemExit)):
+        cache.fetch(files[0], store)
+    assert unfinished(cache) == []
+    assert cache.fetch(files[0], store).read_bytes() == pattern(5000)
+
+
+def test_what_the_store_lost_is_not_found(cache: Cache, store: Counting, files: tuple[File, ...]) -> None:
+    """A blob that is gone from the store is NotFound; what is cached still works."""
+    cache.fetch(files[0], store)
+    for file in files:
+        store.delete(file.digest)
+    assert cache.fetch(files[0], store).read_bytes() == pattern(5000)
+    with pytest.raises(NotFound):
+        cache.fetch(files[2], store)
+
+
+def test_a_full_disk_is_typed(small_disk: Path, store: Counting) -> None:
+    """ENOSPC while fetching: StoreUnavailable, nothing left, smaller files still fit."""
+    cache = Cache(small_disk / "cache")
+    big, small = store.put_all([from_bytes(pattern(20 << 20), "big"), from_bytes(b"abc", "small")])
+    with pytest.raises(StoreUnavailable) as caught:
+        cache.fetch(big, store)
+    assert caught.value.errno == errno.ENOSPC
+    assert unfinished(cache) == []
+    assert cache.fetch(small, store).read_bytes() == b"abc"
+
+
+def test_a_read_only_cache_still_serves(
+    cache: Cache, store: Counting, files: tuple[File, ...], as_nobody: Callable[..., Any]
+) -> None:
+    """Somebody else's cache, read-only for us: its good entries are used, and its bad ones are not."""
+    good = cache.fetch(files[0], store)
+    bad = cache.fetch(files[2], store)
+    bad.chmod(0o644)
+    bad.write_bytes(pattern(70_000, 9))
+    bad.chmod(0o444)
+    for folder, _, names in os.walk(cache.path):
+        os.chmod(folder, 0o755)
+        for name in names:
+            if name.endswith(".note"):
+                os.chmod(Path(folder, name), 0o444)
+    assert as_nobody(lambda: cache.get(files[0].digest, 5000)) == good
+    assert as_nobody(lambda: Cache(cache.path).get(files[2].digest, 70_000)) is None
+    with pytest.raises(StoreUnavailable, match="MODELHUB_CACHE_DIR"):
+        as_nobody(lambda: Cache(cache.path).fetch(files[1], store))
+
+
+@pytest.mark.parametrize("umask", [0o777, 0o077, 0o000])
+def test_any_umask_works(
+    tmp_path: Path, store: Counting, files: tuple[File, ...], as_nobody: Callable[..., Any], umask: int
+) -> None:
+    """Whatever the umask, the owner can read back what was cached."""
+    os.chmod(tmp_path, 0o777)
+
+    def work() -> bytes:
+        os.umask(umask)
+        folder = Cache(tmp_path / "mine").folder(files, store)
+        return (folder / "d" / "é.bin").read_bytes()
+
+    assert as_nobody(work) == pattern(70_000, 1)
+
+
+# --- many at once
+
+_FETCHER = """
+import sys, os, time
+from modelhub_sdk.blobs import cache
+from modelhub_sdk.blobs.store import BlobStore
+from modelhub_sdk.domain.entities import File
+if sys.argv[5] == "broken locks":
+    import fcntl
+    fcntl.flock = lambda *a: None
+elif sys.argv[5] == "no locks":
+    import fcntl
+    def refuse(*a): raise OSError(95, "not supported")
+    fcntl.flock = refuse
+class Slow(BlobStore):
+    def fetch(self, *args, **kwargs):
+        print("transfer", flush=True)
+        time.sleep(0.3)
+        super().fetch(*args, **kwargs)
+store = Slow(sys.argv[1], registry_id="r1")
+file = File("a", int(sys.argv[3]), sys.argv[4])
+print("ready", flush=True)
+sys.stdin.readline()
+path = cache.Cache(sys.argv[2]).fetch(file, store)
+import hashlib
+print("sha256:" + hashlib.sha256(path.read_bytes()).hexdigest())
+"""
+
+
+def start(*args: object) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", _FETCHER, *map(str, args)],
+        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def go(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write("go\n")
+        process.stdin.flush()
+
+
+@pytest.mark.parametrize("locks", ["working locks", "broken locks", "no locks"])
+def test_eight_processes_fetch_one_blob(cache: Cache, store: Counting, tmp_path: Path, locks: str) -> None:
+    """All eight get the right bytes; with working locks there is one transfer, with broken ones at most eight."""
+    file = store.put(from_bytes(pattern(8 << 20), "a"))
+    fetchers = [start(store.url, cache.path, file.size, file.digest, locks) for _ in range(8)]
+    for fetcher in fetchers:
+        go(fetcher)
+        time.sleep(0.03)
+    said = [fetcher.communicate(timeout=120)[0].split() for fetcher in fetchers]
+    assert [words[-1] for words in said] == [file.digest] * 8
+    transfers = sum(words.count("transfer") for words in said)
+    assert transfers == 1 if locks == "working locks" else transfers <= 8
+    assert unfinished(cache) == []
+
+
+def test_threads_fetch_once(cache: Cache, store: Counting) -> None:
+    """Thirty-two threads with a cold cache: one transfer each blob, all right."""
+    store.slow = 0.05
+    files = store.put_all([from_bytes(pattern(3000 + n, n), str(n)) for n in range(4)])
+    wrong: list[Any] = []
+
+    def work(n: int) -> None:
+        try:
+            file = files[n % 4]
+            if cache.fetch(file, store).read_bytes() != pattern(file.size, n % 4):
+                wrong.append(file)
+        except BaseException as exc:
+            wrong.append(exc)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert len(store.fetched) == 4
+
+
+def _begun(cache: Cache) -> bool:
+    folder = Path(cache.path, "v1", "tmp")
+    with contextlib.suppress(FileNotFoundError):
+        return any((folder / name).stat().st_size for name in os.listdir(folder))
+    return False
+
+
+def test_killed_fetchers_leave_no_wrong_entry(cache: Cache, store: Counting, kill: Any) -> None:
+    """kill -9 at many moments: nothing wrong is taken for finished, locks do not hang, leftovers go."""
+    file = store.put(from_bytes(pattern(32 << 20), "a"))
+    left = 0
+    for round_ in range(10):
+        fetcher = start(store.url, cache.path, file.size, file.digest, "working locks")
+        go(fetcher)
+        kill(fetcher, lambda: _begun(cache), 0.003 * round_)
+        left += bool(unfinished(cache))
+        begun = time.monotonic()
+        assert Cache(cache.path).fetch(file, store).stat().st_size == file.size
+        assert time.monotonic() - begun < 10
+        assert cache.get(file.digest, file.size, verify="always")
+        assert unfinished(cache) == []
+        cache.clear()
+    assert left, "no kill came in the middle: the test proves nothing"
+
+
+def test_a_hanging_holder_is_not_waited_for(
+    cache: Cache, store: Counting, files: tuple[File, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped process that holds the lock without progress delays others for a bounded time only."""
+    import fcntl
+
+    monkeypatch.setattr(cache_module, "_STALLED", 0.3)
+    lock = Path(cache.path, "v1", "locks", files[0].digest[7:])
+    lock.parent.mkdir(parents=True)
+    with open(lock, "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert cache.fetch(files[0], store).read_bytes() == pattern(5000)
+
+
+def test_a_lock_that_is_a_link_is_not_followed(
+    cache: Cache, store: Counting, files: tuple[File, ...], tmp_path: Path
+) -> None:
+    """A lock file planted as a link changes nothing behind it; the fetch works without a lock."""
+    (tmp_path / "bashrc").write_bytes(b"precious")
+    lock = Path(cache.path, "v1", "locks", files[0].digest[7:])
+    lock.parent.mkdir(parents=True)
+    lock.symlink_to(tmp_path / "bashrc")
+    assert cache.fetch(files[0], store).read_bytes() == pattern(5000)
+    assert (tmp_path / "bashrc").read_bytes() == b"precious"
+
+
+def test_old_leftovers_are_ignored_and_removed(
+    cache: Cache, store: Counting, files: tuple[File, ...]
+) -> None:
+    """What a killed download left three days ago is never taken for a finished file."""
+    folder = Path(cache.path, "v1", "tmp")
+    folder.mkdir(parents=True)
+    old = folder / f"{files[0].digest[7:]}.0123456789ab.77.abcdefabcdef"
+    old.write_bytes(pattern(5000))
+    os.utime(old, (time.time() - 3 * 86400,) * 2)
+    assert cache.get(files[0].digest, 5000) is None
+    cache.fetch(files[0], store)
+    assert not old.exists()
+
+
+# --- folders
+
+
+def test_a_folder_holds_the_files_read_only(
+    cache: Cache, store: Counting, files: tuple[File, ...], look: Any
+) -> None:
+    """The files stand under their paths, as the very inodes of the cache; nothing can be added or changed."""
+    folder = cache.folder(files, store)
+    assert folder.name == manifest.digest(files)[7:]
+    assert look(folder) == {"a.bin": pattern(5000), "d": None, "d/empty": b"", "d/é.bin": pattern(70_000, 1)}
+    assert (folder / "a.bin").samefile(cache.fetch(files[0], store))
+    for path in (folder, folder / "d", folder / "a.bin"):
+        assert path.stat().st_mode & 0o222 == 0
+    assert len(store.fetched) == 3
+    assert unfinished(cache) == []
+
+
+def test_a_folder_is_made_once(cache: Cache, store: Counting, files: tuple[File, ...]) -> None:
+    """The same files, in any order, give the same folder; a part of them gives another."""
+    folder = cache.folder(files, store)
+    inode = folder.stat().st_ino
+    assert Cache(cache.path).folder(files[::-1], store) == folder
+    assert folder.stat().st_ino == inode
+    part = cache.folder(files[:1], store)
+    assert part != folder
+    assert os.listdir(part) == ["a.bin"]
+    assert len(store.fetched) == 3
+    assert cache.cached_folder(files) == folder
+    assert os.listdir(cache.folder([], store)) == []
+
+
+def test_cached_folder_needs_no_store(
+    cache: Cache, store: Counting, files: tuple[File, ...], tmp_path: Path
+) -> None:
+    """With all bytes here the folder is made without the store, else there is none."""
+    assert cache.cached_folder(files) is None
+    for file in files:
+        cache.fetch(file, store)
+    shutil.rmtree(tmp_path / "store")
+    folder = cache.cached_folder(files)
+    assert folder is not None
+    assert (folder / "a.bin").read_bytes() == pattern(5000)
+
+
+def _unlock(folder: Path) -> None:
+    for at, _, _ in os.walk(folder):
+        os.chmod(at, 0o755)
+
+
+@pytest.mark.parametrize(
+    "damage", ["extra file", "missing file", "changed file", "link", "replaced copy", "file for folder"]
+)
+def test_a_damaged_folder_is_made_anew(
+    cache: Cache, store: Counting, files: tuple[File, ...], damage: str, look: Any, tmp_path: Path
+) -> None:
+    """Whatever was done to the folder, the next call hands out exactly the files, right."""
+    folder = cache.folder(files, store)
+    right = look(folder)
+    _unlock(folder)
+    target = folder / "d" / "é.bin"
+    if damage == "extra file":
+        (folder / "d" / "config.json").write_bytes(b"{}")
+    elif damage == "missing file":
+        target.unlink()
+    elif damage == "changed file":
+        target.chmod(0o644)
+        target.write_bytes(pattern(70_000, 5))
+    elif damage == "link":
+        (tmp_path / "evil").write_bytes(pattern(70_000, 5))
+        target.unlink()
+        target.symlink_to(tmp_path / "evil")
+    elif damage == "replaced copy":
+        target.unlink()
+        target.write_bytes(pattern(70_000, 5))
+    else:
+        shutil.rmtree(folder)
+        folder.write_bytes(b"")
+    assert look(cache.folder(files, store)) == right
+    assert cache.get(files[2].digest, verify="always")
+
+
+def test_without_hard_links_files_are_copied(
+    cache: Cache, store: Counting, files: tuple[File, ...], monkeypatch: pytest.MonkeyPatch, look: Any
+) -> None:
+    """On a disk without hard links the folder holds copies, made once and checked on use."""
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    folder = cache.folder(files, store)
+    right = look(folder)
+    inode = (folder / "a.bin").stat().st_ino
+    assert cache.folder(files, store) == folder
+    assert (folder / "a.bin").stat().st_ino == inode
+    (folder / "a.bin").chmod(0o644)
+    (folder / "a.bin").write_bytes(pattern(5000, 7))
+    assert look(cache.folder(files, store)) == right
+
+
+def test_many_make_one_folder(cache: Cache, store: Counting, files: tuple[File, ...]) -> None:
+    """Threads and caches that make the same folder at once all get it whole."""
+    wrong: list[Any] = []
+
+    def work() -> None:
+        try:
+            folder = Cache(cache.path).folder(files, store)
+            if (folder / "d" / "é.bin").read_bytes() != pattern(70_000, 1):
+                wrong.append(folder)
+        except BaseException as exc:
+            wrong.append(exc)
+
+    for _ in range(5):
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        cache.clear()
+    assert wrong == []
+
+
+# --- the whole
+
+
+def test_info_verify_prune_clear(cache: Cache, store: Counting, files: tuple[File, ...]) -> None:
+    """info counts; verify finds hidden damage; prune removes what was used longest ago; clear removes all."""
+    folder = cache.folder(files, store)
+    info = cache.info()
+    assert (info.blobs, info.folders, info.size) == (3, 1, 75_000)
+    assert cache.verify() == ()
+    path = cache.fetch(files[0], store)
+    for name in (path, Path(f"{path}.note")):
+        os.utime(name, (1, 1))
+    assert cache.prune(70_000) == 5000
+    assert cache.get(files[0].digest) is None
+    assert cache.get(files[2].digest) is not None
+    assert not folder.exists()
+    cache.folder(files, store)
+    assert cache.clear() == 75_000
+    info = cache.info()
+    assert (info.blobs, info.folders, info.size) == (0, 0, 0)
+    assert unfinished(cache) == []
+
+
+def test_verify_names_the_wrong_ones(cache: Cache, store: Counting, files: tuple[File, ...]) -> None:
+    """Hidden damage is found by reading everything, and the entry is removed."""
+    path = cache.fetch(files[0], store)
+    cache.fetch(files[2], store)
+    before = path.stat()
+    path.chmod(0o644)
+    path.write_bytes(pattern(5000, 3))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert cache.verify() == (files[0].digest,)
+    assert cache.get(files[0].digest) is None
+
+
+def test_several_files_at_once(cache: Cache, store: Counting, files: tuple[File, ...]) -> None:
+    """fetch_all fetches each digest once, tells the progress of every file, and stops at the first error."""
+    twice = [*files, File("again", files[0].size, files[0].digest)]
+    told: list[int] = []
+    paths = cache.fetch_all(twice, store, progress=told.append)
+    assert {d: p.stat().st_size for d, p in paths.items()} == {f.digest: f.size for f in files}
+    assert sum(told) == sum(f.size for f in twice)
+    with pytest.raises(NotFound):
+        cache.fetch_all([*files, File("x", 1, "sha256:" + "0" * 64)], store)

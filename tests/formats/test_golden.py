@@ -1,0 +1,127 @@
+"""Journals of earlier releases: what was once written is read for ever, with the same meaning."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from modelhub_sdk.domain.events import KINDS, Unknown
+from modelhub_sdk.domain.query import parse
+from modelhub_sdk.errors import JournalTooNew
+from modelhub_sdk.formats import codec
+from modelhub_sdk.index import fold, schema
+from modelhub_sdk.index.queries import View
+from modelhub_sdk.index.sql import Sql
+from modelhub_sdk.ports import Record
+from modelhub_sdk.stores.connections import sqlite_connect
+
+GOLDEN = sorted((Path(__file__).parent.parent / "golden").glob("format-*.jsonl"))
+
+
+def _records(path: Path) -> list[Record]:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [
+        Record(seq, scope, chain, body.encode(), private.encode())
+        for seq, scope, chain, body, private in rows
+    ]
+
+
+def _view(records: list[Record]) -> View:
+    conn = sqlite_connect(":memory:")
+    for statement in schema.ddl("sqlite"):
+        conn.execute(statement)
+    fold.apply(Sql(conn, "sqlite"), [codec.decode(record) for record in records])
+    return View(Sql(conn, "sqlite"))
+
+
+@pytest.fixture(params=GOLDEN, ids=lambda path: path.stem)
+def records(request: pytest.FixtureRequest) -> list[Record]:
+    return _records(request.param)
+
+
+def test_there_is_a_golden_journal_with_every_kind() -> None:
+    """The newest golden journal holds every kind of event that this release can write."""
+    kinds = {event.kind for record in _records(GOLDEN[-1]) for event in codec.decode(record).events}
+    assert kinds == set(KINDS)
+
+
+def test_the_chain_of_a_golden_journal_holds(records: list[Record]) -> None:
+    """The rule of the chain has not changed."""
+    digest = codec.GENESIS
+    for record in records:
+        digest = codec.chain(digest, record.seq, record.scope, record.body)
+        assert digest == record.chain
+        assert codec.private_problems(record) == []
+
+
+def test_a_golden_journal_is_written_back_byte_for_byte(records: list[Record]) -> None:
+    """Decoding and encoding an entry gives the same bytes: nothing of it is lost on the way."""
+    previous = codec.GENESIS
+    for record in records:
+        again = codec.encode(codec.decode(record), {}, previous)
+        assert again.body == record.body
+        assert again.chain == record.chain
+        previous = record.chain
+
+
+def test_a_golden_journal_means_what_it_meant() -> None:
+    """The state folded from the journal of format 1 is the one that its writer saw."""
+    view = _view(_records(GOLDEN[0]))
+    model = view.model("churn")
+    assert (model.title, model.owner, model.projects, model.tags) == (None, "team:ml", ("x",), ("Größe",))
+    assert dict(model.fields) == {"n": 2**53 + 1, "sla": {"hours": 4, "strict": True}}
+    assert (model.latest, model.last_number, model.archived) == (1, 2, False)
+    assert {name: dict(weights) for name, weights in model.aliases.items()} == {"champion": {1: 100}}
+    first, second = view.version("churn", 1), view.version("churn", 2)
+    assert first is not None and second is not None
+    assert (first.status, first.reason, first.decided_by) == ("approved", "recall +5 %", "sofia")
+    assert (second.status, second.archived) == ("pending", False)
+    assert first.metrics["auc"] == 0.1 + 0.2 and math.isnan(first.metrics["nan"])
+    assert (first.metrics["low"], first.metrics["n"]) == (-math.inf, 2**70)
+    assert math.copysign(1, first.metrics["zero"]) == -1
+    assert dict(first.params) == {"lr": 0.1, "layers": (1, 2), "name": "𝛼", "none": None, "flag": True}
+    assert (first.tags, first.note, first.description, dict(first.fields)) == (
+        ("A", "c"),
+        "better",
+        "text",
+        {},
+    )
+    assert [file.path for file in first.files] == ["model.bin", "sub/größe.txt"]
+    assert first.inputs == ("dataset://clicks/v7", "s3://bucket/raw.csv")
+    assert [comment.text for comment in first.comments] == [None]
+    assert [(e.metrics["auc"], e.data, e.note) for e in first.evaluations] == [
+        (0.88, "dataset://holdout/v1", "on holdout")
+    ]
+    assert [a.name for a in first.attachments] == ["roc.txt"]
+    purged = view.purge("churn", 2)
+    assert purged is not None and purged[2:] == ("space", frozenset({"model.bin"}))
+    assert [(use.asked, use.actor) for use in view.uses("churn", 1)] == [("model://churn/champion", "kim")]
+    found, total = view.versions(parse("metrics.auc >= 0.3"), None, 10, 0, model=None, hide_archived=True)
+    assert ([version.uri for version in found], total) == (
+        ["model://other/v1", "model://churn/v2", "model://churn/v1"],
+        3,
+    )
+
+
+def _changed(record: Record, **changes: object) -> Record:
+    body = codec.dumps({**json.loads(record.body), **changes})
+    return Record(record.seq, record.scope, record.chain, body, record.private)
+
+
+def test_an_unknown_kind_is_kept_and_changes_no_state() -> None:
+    """A kind of a newer release is kept with all its fields, and skipped by the fold."""
+    record = _records(GOLDEN[-1])[1]
+    strange = {"kind": "model.sung", "model": "churn", "song": {"a": [1]}}
+    entry = codec.decode(_changed(record, events=[strange]))
+    assert isinstance(entry.events[0], Unknown)
+    assert codec.unstructure(entry.events[0]) == strange
+    assert not _view([_changed(record, events=[strange])]).has_model("churn")
+
+
+def test_an_entry_for_newer_readers_only_stops_the_reader() -> None:
+    """`min_reader` above this release's format is JournalTooNew, never a guess."""
+    with pytest.raises(JournalTooNew, match="pip install -U"):
+        codec.decode(_changed(_records(GOLDEN[-1])[1], min_reader=2))

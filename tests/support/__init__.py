@@ -1,0 +1,1 @@
+"""What the tests stand on: real servers, and tools that make disks, networks and processes fail."""
