@@ -1,0 +1,246 @@
+"""What is measured, against what, and the limit."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measuring import Result, alternate, child, cpu, peak, quick, wall
+
+METRICS = {f"metric{i}": i / 7 for i in range(10)}
+PARAMS = {f"param{i}": i for i in range(10)}
+FILES = {f"file{i}.bin": bytes([i]) * 1000 for i in range(3)}
+
+
+def imports(folder: Path) -> Iterator[Result]:
+    """Import the package."""
+    runs = 5 if quick() else 15
+    ours, base = alternate(lambda: child("import modelhub_sdk")[1], lambda: child("pass")[1], runs)
+    yield Result("import modelhub_sdk, wall", ours, base, "a bare interpreter", 60, relation="difference")
+
+
+def first_version(folder: Path) -> Iterator[Result]:
+    """Open a fresh SQLite registry and register a first version, as a whole process."""
+    os.environ["MODELHUB_CACHE_DIR"] = str(folder / "cache")
+    count = [0]
+
+    def ours() -> float:
+        count[0] += 1
+        code = (
+            "import sys, modelhub_sdk as hub\n"
+            "reg = hub.open('sqlite:///' + sys.argv[1])\n"
+            "reg.register('m', {'a.bin': b'x' * 1000}, metrics={'auc': 0.9}, params={'lr': 0.1})\n"
+            "reg.close()"
+        )
+        return child(code, str(folder / f"first{count[0]}.db"))[0]
+
+    mine, base = alternate(ours, lambda: child("import fsspec, cattrs")[0], 5 if quick() else 15)
+    yield Result(
+        "open a fresh registry, register, CPU",
+        mine,
+        base,
+        "a process that imports fsspec and cattrs",
+        100,
+        relation="difference",
+    )
+
+
+def registration(folder: Path) -> Iterator[Result]:
+    """One durable registration against the bare transaction that writes the same rows."""
+    import modelhub_sdk as hub
+
+    reg = hub.open(f"sqlite:///{folder}/r.db", cache_dir=folder / "cache")
+    for _ in range(2):
+        reg.register("m", FILES, metrics=METRICS, params=PARAMS)
+    bare = _Bare(folder / "r.db", folder / "bare.db")
+    count = 20 if quick() else 100
+
+    def ours() -> float:
+        return (
+            cpu(lambda: [reg.register("m", FILES, metrics=METRICS, params=PARAMS) for _ in range(count)])
+            / count
+        )
+
+    mine, base = alternate(ours, lambda: cpu(lambda: [bare.write() for _ in range(count)]) / count, 7)
+    yield Result(
+        "register (10 metrics, 10 params, 3 files), CPU", mine, base, "sqlite3 writing the same rows", 3
+    )
+    reg.approve("m/v1")
+
+    def latest() -> float:
+        return wall(lambda: [reg.latest("m") for _ in range(200)]) / 200
+
+    mine, _ = alternate(latest, latest, 7)
+    yield Result("latest, warm process, wall", mine, 0, "", 0.5, relation="absolute")
+    reg.close()
+
+
+class _Bare:
+    """Writes the rows of a registration with nothing but the sqlite3 module, as durably."""
+
+    def __init__(self, source: Path, target: Path) -> None:
+        read = sqlite3.connect(source)
+        self._conn = sqlite3.connect(target, isolation_level=None)
+        self._conn.execute("PRAGMA journal_mode = WAL")
+        self._conn.execute("PRAGMA synchronous = FULL")
+        self._rows: dict[str, list[tuple[Any, ...]]] = {}
+        self.n = 100
+        (seq,) = read.execute("SELECT max(seq) FROM modelhub_journal").fetchone()
+        for (sql,) in read.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall():
+            self._conn.execute(sql)
+        for (table,) in read.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            names = [row[1] for row in read.execute(f"PRAGMA table_info({table})")]
+            self._conn.execute(f"DELETE FROM {table}")
+            if table.endswith("_head"):
+                self._head = table
+                self._conn.executemany(
+                    f"INSERT INTO {table} VALUES ({','.join('?' * len(names))})",
+                    read.execute(f"SELECT * FROM {table}"),
+                )
+                continue
+            column = next((name for name in ("seq", "since", "number") if name in names), None)
+            if column is not None:
+                value = seq if column != "number" else 2
+                rows = read.execute(f"SELECT * FROM {table} WHERE {column} = ?", (value,)).fetchall()
+            else:
+                rows = (
+                    read.execute(f"SELECT * FROM {table} LIMIT 2").fetchall()
+                    if table.endswith("_text")
+                    else []
+                )
+            if rows:
+                self._rows[table] = rows
+                self._names = {**getattr(self, "_names", {}), table: names}
+
+    def _changed(self, table: str) -> list[tuple[Any, ...]]:
+        names = self._names[table]
+        found = []
+        for row in self._rows[table]:
+            values = dict(zip(names, row, strict=True))
+            for name in ("seq", "number", "since"):
+                if name in values:
+                    values[name] = self.n
+            if "seal" in values:
+                values["seal"] = f"{values['seal'][:-12]}{self.n:012d}"
+            found.append(tuple(values.values()))
+        return found
+
+    def write(self) -> None:
+        """One transaction."""
+        self.n += 1
+        cursor = self._conn.cursor()
+        cursor.execute("BEGIN IMMEDIATE")
+        for table, rows in self._rows.items():
+            cursor.executemany(
+                f"INSERT INTO {table} VALUES ({','.join('?' * len(rows[0]))})", self._changed(table)
+            )
+        cursor.execute(f"UPDATE {self._head} SET seq = ?", (self.n,))
+        cursor.execute("COMMIT")
+
+
+def refold(folder: Path) -> Iterator[Result]:
+    """Fold the whole journal again, against a bare insert of the rows that come out."""
+    import modelhub_sdk as hub
+    from modelhub_sdk.index import schema
+
+    reg = hub.open(f"sqlite:///{folder}/r.db", cache_dir=folder / "cache")
+    count = 200 if quick() else 2000
+    for i in range(count):
+        reg.register(f"m{i % 20}", FILES, metrics=METRICS, params=PARAMS)
+    tables = {}
+    with sqlite3.connect(f"{folder}/r.db") as conn:
+        for table in schema.TABLES:
+            tables[table.full_name] = conn.execute(f"SELECT * FROM {table.full_name}").fetchall()
+
+    def bare() -> None:
+        path = folder / "bare.db"
+        path.unlink(missing_ok=True)
+        conn = sqlite3.connect(path, isolation_level=None)
+        conn.execute("PRAGMA journal_mode = WAL")
+        for statement in schema.ddl("sqlite"):
+            conn.execute(statement)
+        conn.execute("BEGIN")
+        for name, rows in tables.items():
+            if rows:
+                conn.executemany(f"INSERT INTO {name} VALUES ({','.join('?' * len(rows[0]))})", rows)
+        conn.execute("COMMIT")
+        conn.close()
+
+    mine, base = alternate(lambda: cpu(reg.rebuild_index), lambda: cpu(bare), 3)
+    yield Result(f"refold of {count:,} registrations, CPU", mine, base, "sqlite3 inserting the same rows", 2)
+    reg.close()
+
+
+def large(folder: Path) -> Iterator[Result]:
+    """Register a large file, against the slower of hashing it and copying it with fsync."""
+    import modelhub_sdk as hub
+
+    size = (64 if quick() else 1024) << 20
+    source = folder / "large.bin"
+    with open(source, "wb") as file:
+        block = os.urandom(1 << 20)
+        file.writelines(block[:-8] + i.to_bytes(8, "big") for i in range(size >> 20))
+    count = [0]
+
+    def ours() -> float:
+        count[0] += 1
+        reg = hub.open(f"sqlite:///{folder}/large{count[0]}.db", cache_dir=folder / "cache")
+        took = wall(lambda: reg.register("m", source))
+        reg.close()
+        shutil.rmtree(f"{folder}/large{count[0]}.db.artifacts")
+        return took
+
+    def hashing() -> float:
+        def work() -> None:
+            digest = hashlib.sha256()
+            with open(source, "rb", buffering=0) as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+
+        return wall(work)
+
+    def copying() -> float:
+        target = folder / "copy.bin"
+
+        def work() -> None:
+            with open(source, "rb", buffering=0) as file, open(target, "wb", buffering=0) as out:
+                while block := file.read(1 << 20):
+                    out.write(block)
+                os.fsync(out.fileno())
+
+        took = wall(work)
+        target.unlink()
+        return took
+
+    mine, base = alternate(ours, lambda: max(hashing(), copying()), 3)
+    yield Result(
+        f"register a file of {size >> 20} MB, wall", mine, base, "the slower of hashing and copy+fsync", 1.2
+    )
+    code = "import sys, modelhub_sdk as hub\nhub.open('sqlite:///' + sys.argv[1]).register('m', sys.argv[2])"
+    small = folder / "small.bin"
+    small.write_bytes(b"x" * (1 << 20))
+    big_peak = peak(code, str(folder / "peak1.db"), str(source))
+    small_peak = peak(code, str(folder / "peak2.db"), str(small))
+    yield Result(
+        f"peak memory, {size >> 20} MB file",
+        big_peak,
+        small_peak,
+        "the same with a file of 1 MB",
+        16,
+        "MB",
+        "difference",
+    )
+
+
+ALL: dict[str, Callable[[Path], Iterator[Result]]] = {
+    "imports": imports,
+    "first_version": first_version,
+    "registration": registration,
+    "refold": refold,
+    "large": large,
+}
