@@ -151,7 +151,9 @@ def _check(at: Home, verb: Verb, before: set[Any], acknowledged: list[Any], what
             assert happened or not acknowledged, "acknowledged, and not there"
             verb.do(registry, at)
             assert verb.done(registry, at), "the retry did nothing"
-            if not isinstance(what, FaultAt):  # a process that died can clean up only by its successor's hands
+            if not isinstance(
+                what, FaultAt
+            ):  # a process that died can clean up only by its successor's hands
                 other = registry.register("other", {"next": b"the next write cleans up"})
                 registry.resolve(other, at.folder.parent / "other")
         if not _kept_from_cleaning(what):

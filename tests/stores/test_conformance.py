@@ -81,7 +81,9 @@ class TestPostgres(_Connected):
                 " WHERE table_name LIKE 'mh%' AND data_type = 'text'"
             ).fetchall()
         assert len(columns) > 20
-        assert [column for column in columns if column[2] != "C" and not column[0].startswith("modelhub_")] == []
+        assert [
+            column for column in columns if column[2] != "C" and not column[0].startswith("modelhub_")
+        ] == []
 
 
 class TestFolder(StoreConformance):

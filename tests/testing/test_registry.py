@@ -80,7 +80,9 @@ def test_two(modelhub):
 """,
         "utf-8",
     )
-    done = _python("-m", "pytest", "-q", "-p", "modelhub_sdk.testing.plugin", "-p", "no:cacheprovider", cwd=tmp_path)
+    done = _python(
+        "-m", "pytest", "-q", "-p", "modelhub_sdk.testing.plugin", "-p", "no:cacheprovider", cwd=tmp_path
+    )
     assert "2 passed" in done.stdout, done.stdout + done.stderr
 
 

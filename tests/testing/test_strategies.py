@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from modelhub_sdk.domain import names, query
 from modelhub_sdk.domain.uri import parse_selector, parse_uri
 from modelhub_sdk.domain.values import normalise, normalise_fields
-from modelhub_sdk.errors import ModelHubError
+from modelhub_sdk.errors import InvalidQuery, ModelHubError
 from modelhub_sdk.testing import Oracle, strategies
 
 GOOD: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], object]]] = {
@@ -55,7 +55,10 @@ def test_what_is_called_good_is_good(what: str) -> None:
         (strategies.BAD_TAGS, names.check_tag),
         (strategies.BAD_TEXTS, lambda text: names.check_text(text, "text")),
         (strategies.BAD_PATHS, names.check_path),
-        (strategies.BAD_INPUTS, lambda uri: Oracle(strategies.MOMENTS[0], "ana").register("a", {"b": b""}, inputs=[uri])),
+        (
+            strategies.BAD_INPUTS,
+            lambda uri: Oracle(strategies.MOMENTS[0], "ana").register("a", {"b": b""}, inputs=[uri]),
+        ),
     ],
 )
 def test_what_is_called_bad_is_refused(bad: tuple[Any, ...], check: Callable[[Any], object]) -> None:
@@ -108,7 +111,7 @@ def test_most_queries_parse(fieldset: query.Fieldset) -> None:
         try:
             query.parse(where, fieldset)
             query.parse_order(order, fieldset)
-        except query.InvalidQuery:
+        except InvalidQuery:
             results.append(False)
         else:
             results.append(True)

@@ -390,7 +390,9 @@ class StoreConformance:
 
         artifacts, cache = str(folder / "artifacts"), str(folder / "cache")
         at = Place(self.open(place), artifacts)
-        first = core._first(at, create=True, read_only=False, artifacts=artifacts, actor="tester", host="host")
+        first = core._first(
+            at, create=True, read_only=False, artifacts=artifacts, actor="tester", host="host"
+        )
         born = codec.decode(first).events[0]
         registry_id = born.id if isinstance(born, RegistryCreated) else ""
         return Registry(

@@ -340,18 +340,19 @@ class RegistryMachine(RuleBasedStateMachine):
         """Every site finds and sorts by what is there as the oracle does, whatever it is compared by."""
         if not self.oracle.state["models"]:
             return
-        chance = random.Random(self.commands)  # noqa: S311
-        for fieldset, rows in ((MODEL_FIELDS, self.oracle.models()), (VERSION_FIELDS, self.oracle.versions())):
+        chance = random.Random(self.commands)
+        for fieldset, rows in (
+            (MODEL_FIELDS, self.oracle.models()),
+            (VERSION_FIELDS, self.oracle.versions()),
+        ):
             things = fieldset.of
-            asked = [{"order_by": sign + order} for order in many.sortable(fieldset, rows) for sign in ("", "-")]
+            asked = [
+                {"order_by": sign + order} for order in many.sortable(fieldset, rows) for sign in ("", "-")
+            ]
             asked += [{"where": where} for where in many.conditions_about(fieldset, rows, chance)]
             for question in chance.sample(asked, min(len(asked), self.searches)):
-                self._ask(
-                    None,
-                    lambda reg, things=things, question=question: list(getattr(reg, things)(**question)),
-                    lambda past, things=things, question=question: getattr(past, things)(**question),
-                    f"{things}({question})",
-                )
+                listed = operator.methodcaller(things, **question)
+                self._ask(None, functools.partial(_listed, listed), listed, f"{things}({question})")
 
     def _compare_uses(self) -> None:
         """Every site knows who resolved what, from the journal and the inbox together."""
@@ -563,6 +564,10 @@ class RegistryMachine(RuleBasedStateMachine):
 
 
 # --- parts --------------------------------------------------------------------------------------------
+
+
+def _listed(ask: Callable[[Any], Iterable[Any]], registry: Any) -> list[Any]:
+    return list(ask(registry))
 
 
 def _outcome(call: Callable[[], Any]) -> tuple[str, Any]:
