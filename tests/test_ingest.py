@@ -142,7 +142,8 @@ def test_both_sidecars_of_one_output(reg: Registry, outputs: Path):
 
 
 def test_other_annotations_are_kept_as_facts(reg: Registry, outputs: Path):
-    """Datasets, alias and tags of an output are in the report and the journal; no model comes of them."""
+    """What an annotation said of an output stands in the report and the journal, beside what came of it."""
+    reg.create_dataset_version("dataset://clicks/v2", {"bad.csv": b"1", "good.csv": b"2"})
     facts = {
         "uri": "dataset://clicks/v3",
         "from": "dataset://clicks/v2",
@@ -156,11 +157,17 @@ def test_other_annotations_are_kept_as_facts(reg: Registry, outputs: Path):
     )
     report = reg.ingest(outputs)
     assert (report.versions, report.alerts) == ((), ())
+    assert report.dataset_versions == ("dataset://clicks/v3",)
     (output,) = [o for o in report.outputs if o.path == "log.txt"]
     assert output.annotations["datasets"][0]["uri"] == "dataset://clicks/v3"
     assert output.annotations["datasets"][0]["exclude"] == ("bad.csv",)
     assert (output.annotations["alias"], output.annotations["tags"]) == ("newest", ("t",))
-    assert reg.ingest(outputs).outputs == report.outputs
+    again = reg.ingest(outputs)
+    assert (again.outputs, again.dataset_versions, again.datums) == (
+        report.outputs,
+        report.dataset_versions,
+        report.datums,
+    )
     assert reg.models().total == 0
     assert "clicks" in repr(reg.audit()[0].facts)
 

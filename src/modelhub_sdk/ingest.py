@@ -6,11 +6,13 @@ it becomes an alert, and every output is still recorded.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
 import os
 import re
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +20,9 @@ from attrs import define, evolve, field, frozen
 
 from modelhub_sdk.blobs import disk, sources
 from modelhub_sdk.blobs import progress as bars
+from modelhub_sdk.datasets import commit_version
 from modelhub_sdk.domain import events as ev
-from modelhub_sdk.domain import names
+from modelhub_sdk.domain import names, rules
 from modelhub_sdk.domain.entities import Alert, File, IngestReport, ModelVersion, Output
 from modelhub_sdk.domain.uri import ModelURI, Number
 from modelhub_sdk.domain.values import Frozen, from_json, normalise, to_json
@@ -37,6 +40,9 @@ from modelhub_sdk.errors import (
 )
 from modelhub_sdk.formats import codec, sidecar
 from modelhub_sdk.formats.sidecar import FileMetadata
+from modelhub_sdk.index import data as data_index
+from modelhub_sdk.index.queries import View
+from modelhub_sdk.references import dataset_version_uri
 
 if TYPE_CHECKING:
     from modelhub_sdk.registry import Registry
@@ -60,6 +66,21 @@ class _Wanted:
 
 
 @frozen
+class IngestSession:
+    """What a run that is on tells of itself.
+
+    Of a run that `failed` outputs are kept, and no versions are made. One that went on after it was
+    interrupted ingests as another `attempt`. What is as it was `before` the run (path -> size, mtime
+    in ns, inode) is not its output. `duration` is in seconds.
+    """
+
+    failed: bool = False
+    duration: float | None = None
+    attempt: int = 1
+    before: Mapping[str, tuple[int, int, int]] = Frozen()
+
+
+@frozen
 class _Found:
     """What stands in the folder: the outputs, and what the sidecars say of them."""
 
@@ -80,8 +101,12 @@ def ingest(
     idempotency_key: str | None,
     keep: str,
     progress: bool | None,
+    session: IngestSession | None = None,
 ) -> IngestReport:
-    """Read a folder of outputs and register what its sidecars ask for. See `Registry.ingest`."""
+    """Read a folder of outputs and register what its sidecars ask for. See `Registry.ingest`.
+
+    *session* tells more of the run where that is on in this process.
+    """
     if keep not in ("annotated", "all"):
         raise InvalidDocument(f"keep is 'annotated' or 'all', not {shown(keep)}.")
     run = None if run is None else names.check_text(run, "run", 200)
@@ -91,11 +116,14 @@ def ingest(
     common = reg._common(
         metrics=normalise(metrics, "metrics"), params=normalise(params, "params"), inputs=inputs
     )
+    session = session or IngestSession()
+    common["duration"] = session.duration
     reg._writable()
-    found = _read(reg, folder)
+    found = _read(reg, folder, session.before)
     alerts = list(found.alerts)
     wanted = _gathered(found, alerts)
-    ingest_key = "run:" + run if run is not None else "key:" + key if key is not None else ""
+    again = f"#{session.attempt}" if session.attempt > 1 else ""
+    ingest_key = f"run:{run}{again}" if run is not None else "key:" + key if key is not None else ""
     if ingest_key and (before := _before(reg, ingest_key)) is not None:
         return _repeated(reg, before, alerts)  # whatever lies there now: nothing is stored again
     stored = _stored(reg, found, wanted, keep, progress)
@@ -103,18 +131,35 @@ def ingest(
     if (before := _before(reg, ingest_key)) is not None:
         return _repeated(reg, before, alerts)
     outputs = tuple(_output(file, found.metadata.get(file.path)) for file in stored.values())
-    made = _registered(reg, wanted, stored, common, ingest_key, run, alerts)
-    own = {path for path in stored if keep == "all" or _wanted_itself(found.metadata.get(path))}
-    _record(reg, ingest_key, run, outputs, made, alerts, own)
+    if session.failed:
+        if wanted or any(entry.datasets for entry in found.metadata.values()):
+            alerts.append(Alert("The run failed: its outputs are kept, and no versions are made of them."))
+        made, data = [], []
+    else:
+        made = _registered(reg, wanted, stored, common, ingest_key, run, alerts)
+        data = _datasets(reg, found, stored, ingest_key, run, alerts)
+    own = {path for path in stored if keep == "all" or _is_kept(found.metadata.get(path))}
+    named = {path for path in stored if path in own or _is_named(found.metadata.get(path))}
+    datums = _datums(reg, found, {path: stored[path] for path in sorted(named)}, ingest_key, run)
+    report = IngestReport(
+        versions=tuple(made),
+        dataset_versions=tuple(data),
+        datums=tuple(datums),
+        alerts=tuple(alerts),
+        outputs=outputs,
+    )
+    _record(reg, ingest_key, run, report, own)
     for alert in alerts:
         log.warning("%s", alert)
-    return IngestReport(versions=tuple(made), alerts=tuple(alerts), outputs=outputs)
+    return report
 
 
 # --- reading ------------------------------------------------------------------------------------------
 
 
-def _read(reg: Registry, folder: str | os.PathLike[str]) -> _Found:
+def _read(
+    reg: Registry, folder: str | os.PathLike[str], before: Mapping[str, tuple[int, int, int]] = Frozen()
+) -> _Found:
     root = os.fsdecode(folder) if isinstance(folder, (str, os.PathLike)) else ""
     if "\0" in root or not os.path.isdir(root):
         raise NotFound(
@@ -149,13 +194,17 @@ def _read(reg: Registry, folder: str | os.PathLike[str]) -> _Found:
             parsed.append(sidecar.parse_sidecar(data, file=of, source=path))
     together = sidecar.merge(jsonl, parsed)
     alerts += together.problems
+    old = {path for path, state in before.items() if _state(os.path.join(root, path)) == state}
     outputs = tuple(s for s in everything if s.path not in sidecars and s.path != sidecar.JSONL_NAME)
+    outputs = tuple(source for source in outputs if source.path not in old)
     there = {source.path for source in outputs}
     metadata = {}
     for entry in together.entries:
         if entry.file in there:
             metadata[entry.file] = entry
             continue
+        if entry.file in old:
+            continue  # of an earlier run, in a folder that is used again
         near = nearest(entry.file, there)
         did = f" Did it mean {', '.join(map(shown, near))}?" if near else ""
         what = (
@@ -170,6 +219,14 @@ def _read(reg: Registry, folder: str | os.PathLike[str]) -> _Found:
         )
     alerts += _orphans(outputs)
     return _Found(outputs, metadata, tuple(sorted(digests)), tuple(alerts))
+
+
+def _state(path: str) -> tuple[int, int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def _bytes(source: sources.Source, limit: int) -> bytes:
@@ -230,7 +287,7 @@ def _stored(
 ) -> dict[str, File]:
     """Store what an annotation names (or everything), hash the rest; return all outputs by path."""
     named = {path for one in wanted for path in one.paths}
-    named |= {path for path, entry in found.metadata.items() if _wanted_itself(entry)}
+    named |= {path for path, entry in found.metadata.items() if _is_named(entry)}
     take = [s for s in found.outputs if keep == "all" or s.path in named]
     rest = [s for s in found.outputs if not (keep == "all" or s.path in named)]
     with bars.bar(sum(s.size or 0 for s in found.outputs), "ingesting outputs", show=progress) as step:
@@ -240,9 +297,14 @@ def _stored(
     return dict(sorted(stored.items()))
 
 
-def _wanted_itself(entry: FileMetadata | None) -> bool:
-    """Return whether a file is to be stored for its own sake: it belongs to a dataset, or has an alias."""
-    return entry is not None and bool(entry.datasets or entry.alias)
+def _is_named(entry: FileMetadata | None) -> bool:
+    """Return whether an annotation names a file: then it is a datum."""
+    return entry is not None and bool(entry.models or entry.datasets or entry.alias or entry.tags)
+
+
+def _is_kept(entry: FileMetadata | None) -> bool:
+    """Return whether a file is kept for its own sake, and not only as one of a model version."""
+    return entry is not None and bool(entry.datasets or entry.alias or entry.tags)
 
 
 def _hashed(source: sources.Source, step: disk.Progress | None) -> File:
@@ -299,7 +361,14 @@ def _repeated(reg: Registry, before: ev.OutputsIngested, alerts: Sequence[Alert]
     for version in versions:
         if version.purged:  # its bytes were just stored again
             reg._free({file.digest for file in reg._manifest(version)})
-    return IngestReport(versions=versions, alerts=tuple(alerts), outputs=outputs, repeated=True)
+    return IngestReport(
+        versions=versions,
+        dataset_versions=before.dataset_versions,
+        datums=before.datums,
+        alerts=tuple(alerts),
+        outputs=outputs,
+        repeated=True,
+    )
 
 
 # --- registering --------------------------------------------------------------------------------------
@@ -349,6 +418,164 @@ def _registered(
     return made
 
 
+# --- data ---------------------------------------------------------------------------------------------
+
+
+@define
+class _WantedData:
+    """One dataset version that annotations ask for, gathered from all files that carry its URI."""
+
+    one: sidecar.DatasetAnnotation
+    paths: list[str] = field(factory=list)
+    line: int | None = None
+
+
+def _datasets(
+    reg: Registry,
+    found: _Found,
+    stored: Mapping[str, File],
+    ingest_key: str,
+    run: str | None,
+    alerts: list[Alert],
+) -> list[str]:
+    """Make the dataset versions that annotations ask for; return their URIs."""
+    by_uri: dict[str, _WantedData] = {}
+    for path, entry in sorted(found.metadata.items()):
+        for annotation in entry.datasets:
+            wanted = by_uri.setdefault(str(annotation.uri), _WantedData(annotation, line=entry.line))
+            wanted.one = _one_of_two(wanted.one, annotation)
+            wanted.paths.append(path)
+    made = []
+    for uri, wanted in _bases_first(by_uri):
+        one = wanted.one
+        place: Any = {
+            "file": sidecar.JSONL_NAME if wanted.line else wanted.paths[0] + sidecar.SUFFIX,
+            "line": wanted.line,
+            "key": "valohai.dataset-versions",
+        }
+        try:
+            base = None if one.from_ is None or one.start_fresh else dataset_version_uri(one.from_)
+            version = commit_version(
+                reg,
+                one.uri,
+                [stored[path] for path in wanted.paths],
+                base=base,
+                exclude=one.exclude,
+                tags=one.tags,
+                aliases=_good_aliases(reg, one, alerts, place),
+                run_id=run,
+                key=f"{ingest_key}:{uri}"[:400],
+            )
+            made.append(version.uri)
+        except (StoreUnavailable, Busy, Offline):
+            raise
+        except ModelHubError as error:
+            alerts.append(Alert(f"{shown(uri)}: {error.message} The outputs are kept.", **place))
+    return made
+
+
+def _bases_first(by_uri: Mapping[str, _WantedData]) -> list[tuple[str, _WantedData]]:
+    """Return the versions in such an order that one made by this very ingest can be the base of another."""
+    done: dict[str, _WantedData] = {}
+    waiting = dict(sorted(by_uri.items()))
+    while waiting:
+        ready = [uri for uri, one in waiting.items() if one.one.from_ not in waiting or one.one.from_ == uri]
+        for uri in ready or list(waiting):  # a circle: each will be told that its base is not there
+            done[uri] = waiting.pop(uri)
+    return list(done.items())
+
+
+def _one_of_two(
+    first: sidecar.DatasetAnnotation, second: sidecar.DatasetAnnotation
+) -> sidecar.DatasetAnnotation:
+    """Return what two files say of one version, together."""
+    return evolve(
+        first,
+        from_=first.from_ or second.from_,
+        start_fresh=first.start_fresh or second.start_fresh,
+        exclude=tuple(dict.fromkeys((*first.exclude, *second.exclude))),
+        targeting_aliases=tuple(dict.fromkeys((*first.targeting_aliases, *second.targeting_aliases))),
+        tags=tuple(dict.fromkeys((*first.tags, *second.tags))),
+    )
+
+
+def _good_aliases(
+    reg: Registry, one: sidecar.DatasetAnnotation, alerts: list[Alert], place: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Return the aliases that can be moved; one that names a version is an alert, and costs only itself."""
+    good = []
+    with reg._core.view() as view:
+        versions = {*data_index.version_names(view, one.uri.name), one.uri.version}
+    for alias in one.targeting_aliases:
+        try:
+            name = names.check_version_name(alias, "dataset alias")
+            rules.dataset_alias_is_free(one.uri.name, name, name in versions)
+            good.append(name)
+        except ModelHubError as error:
+            alerts.append(Alert(f"{shown(str(one.uri))}: {error.message}", **place))
+    return tuple(good)
+
+
+_DATUMS = 500  # in one entry
+
+
+def _datums(
+    reg: Registry, found: _Found, own: Mapping[str, File], ingest_key: str, run: str | None
+) -> list[str]:
+    """Give every kept output an id, and point the aliases that are asked for; return the datums' URIs.
+
+    The ids are made of what makes this ingest the same as another, so that a repeated one changes nothing.
+    """
+    rows = []
+    for path, file in own.items():
+        entry = found.metadata.get(path)
+        raw = f"{reg.id}\n{ingest_key}\n{path}\n{file.digest}"
+        rows.append(
+            ev.DatumNoted(
+                id=str(uuid.uuid5(uuid.NAMESPACE_URL, raw)),
+                name=path,
+                size=file.size,
+                digest=file.digest,
+                tags=() if entry is None else entry.tags,
+                fields=Frozen() if entry is None else entry.properties,
+            )
+        )
+    wanted = {row.id: entry.alias for row in rows if (entry := found.metadata.get(row.name)) and entry.alias}
+
+    def decide(part: Sequence[ev.DatumNoted], view: View, _seal: Any) -> list[ev.Event]:
+        new = tuple(row for row in part if data_index.datum(view, row.id) is None)
+        events: list[ev.Event] = [ev.DatumsStored(datums=new, run_id=run)] if new else []
+        return events + [
+            ev.DatumAliasMoved(alias=wanted[row.id], datum=row.id) for row in new if row.id in wanted
+        ]
+
+    scope = "run:" + run if run else "registry"
+    for part in _parts(rows):
+        reg._commit(scope, functools.partial(decide, part))
+    return [f"datum://{row.id}" for row in rows]
+
+
+def _parts(rows: Sequence[ev.DatumNoted]) -> Iterator[list[ev.DatumNoted]]:
+    """Yield the rows in pieces that fit an entry."""
+    part: list[ev.DatumNoted] = []
+    size = 0
+    for row in rows:
+        weight = len(codec.dumps(to_json(row.fields))) + len(row.name) + 300
+        if part and (len(part) >= _DATUMS or size + weight > _MAX_ENTRY):
+            yield part
+            part, size = [], 0
+        part.append(row)
+        size += weight
+    if part:
+        yield part
+
+
+_MAX_ENTRY = 600_000  # bytes of properties in one entry
+
+
+# --- recording ----------------------------------------------------------------------------------------
+
+
 def _output(file: File, entry: FileMetadata | None) -> Output:
     if entry is None:
         return Output(file.path, file.size, file.digest)
@@ -384,9 +611,7 @@ def _record(
     reg: Registry,
     key: str,
     run: str | None,
-    outputs: Sequence[Output],
-    versions: Sequence[ModelVersion],
-    alerts: Sequence[Alert],
+    report: IngestReport,
     own: set[str],
 ) -> None:
     """Put what was ingested into the journal, so that the same again changes nothing."""
@@ -401,7 +626,7 @@ def _record(
                 **({"kept": True} if output.path in own else {}),
             }
         )
-        for output in outputs
+        for output in report.outputs
     )
     text = codec.dumps([to_json(row) for row in rows])
     document = None
@@ -412,8 +637,10 @@ def _record(
         run_id=run,
         outputs=rows,
         document=document,
-        versions=tuple(version.uri for version in versions),
-        alerts=tuple(_kept(alerts)),
+        versions=tuple(version.uri for version in report.versions),
+        dataset_versions=report.dataset_versions,
+        datums=report.datums if len(report.datums) <= _INLINE_OUTPUTS else (),
+        alerts=tuple(_kept(report.alerts)),
     )
 
     def decide(view: Any, _seal: Any) -> list[ev.Event]:

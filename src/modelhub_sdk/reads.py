@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import evolve
 
@@ -18,6 +18,9 @@ from modelhub_sdk.domain.compare import Comparison
 from modelhub_sdk.domain.entities import (
     Alias,
     AuditRecord,
+    Dataset,
+    DatasetVersion,
+    Datum,
     File,
     Listing,
     Model,
@@ -26,13 +29,31 @@ from modelhub_sdk.domain.entities import (
     Use,
     Verification,
 )
-from modelhub_sdk.domain.uri import Named
+from modelhub_sdk.domain.lineage import LineageGraph, LineageRecord, RunRecord
+from modelhub_sdk.domain.uri import DatumURI, Named
 from modelhub_sdk.domain.values import Frozen
 from modelhub_sdk.errors import InvalidQuery, InvalidURI, NotFound, nearest, shown
 from modelhub_sdk.formats import manifest
+from modelhub_sdk.index import data
 from modelhub_sdk.index.queries import NOW, View
-from modelhub_sdk.references import Ref, any_uri, found_version, model_name, no_alias, pin, version_uri
-from modelhub_sdk.uses import inbox
+from modelhub_sdk.references import (
+    DatasetRef,
+    Ref,
+    any_uri,
+    dataset_exists,
+    dataset_name,
+    dataset_version_uri,
+    found_version,
+    model_name,
+    no_alias,
+    pin,
+    pin_dataset,
+    version_uri,
+)
+from modelhub_sdk.uses import inbox, key_of
+
+if TYPE_CHECKING:
+    from modelhub_sdk.lineage import LineageRef
 
 T = TypeVar("T")
 
@@ -118,7 +139,7 @@ class RegistryView:
         def page(offset: int, at: int) -> Listing[Model]:
             with self._core.view(at) as view:
                 pinned = view.head()[0] if at == NOW else at
-                found, total = View(view._sql, pinned).models(
+                found, total = View(view.sql, pinned).models(
                     query, order, count, offset, text=needle, hide_archived=hide
                 )
             return _listing(found, total, offset, lambda after: page(after, pinned))
@@ -210,7 +231,7 @@ class RegistryView:
                 if name is not None:
                     rules.model_exists(view, name)
                 pinned = view.head()[0] if at == NOW else at
-                found, total = View(view._sql, pinned).versions(
+                found, total = View(view.sql, pinned).versions(
                     query, order, count, offset, model=name, hide_archived=hide
                 )
             whole = [self._whole(version) for version in found]
@@ -222,8 +243,8 @@ class RegistryView:
         """Yield all versions that `versions` would list, page by page, as of the first page."""
         return _stream(self.versions(model, **filters))
 
-    def identify(self, path: str | os.PathLike[str]) -> Listing[ModelVersion]:
-        """Return the versions that hold the bytes of a file, or exactly the files of a folder.
+    def identify(self, path: str | os.PathLike[str]) -> Listing[ModelVersion | DatasetVersion]:
+        """Return the model and dataset versions that hold the bytes of a file, or exactly the files of a folder.
 
         Raises:
             NotFound: there is no such file.
@@ -234,12 +255,13 @@ class RegistryView:
             files = [_file_of(os.fspath(path), source.path) for source in sources.collect(path)]
             digest = manifest.digest(files)
             with self._core.view(self._at) as view:
-                rows = view._sql.all(
+                rows = view.sql.all(
                     "SELECT model, number FROM @version WHERE manifest = ? AND seq <= ? ORDER BY model, number",
                     digest,
                     self._at,
                 )
                 keys = [(row[0], row[1]) for row in rows]
+                sets = data.with_manifest(view, digest)
         else:
             (source,) = sources.collect(path)
             reader = source.open()
@@ -248,12 +270,15 @@ class RegistryView:
             with self._core.view(self._at) as view:
                 keys = view.holding(digest)
                 documents = view.documents()
+                sets = data.all_holding(view, digest, self._core.document)
             for model, number, document in documents:
                 if any(file.digest == digest for file in manifest.decode(self._core.document(document))):
                     keys.append((model, number))
         with self._core.view(self._at) as view:
             found = view._load(sorted(set(keys)))
-        return Listing([self._whole(version) for version in found])
+        with self._core.view(self._at) as view:
+            more = [data.version(view, name, number) for name, number in sets]
+        return Listing([*map(self._whole, found), *map(self._whole_dataset, more)])
 
     def compare(self, *refs: Ref) -> Comparison:
         """Return versions side by side: metrics, parameters, files, sizes, duration, status.
@@ -269,20 +294,20 @@ class RegistryView:
             directions = view.settings().get("metrics") or {}
         return comparing.compare(found, directions=directions)
 
-    def uses(self, ref: Ref) -> Listing[Use]:
-        """Return who resolved a version, where and when, oldest first: from the journal and the inbox together.
+    def uses(self, ref: Ref | DatasetRef | Datum) -> Listing[Use]:
+        """Return who resolved a version (of a model or a dataset) or a datum, where and when, oldest first.
+
+        From the journal and the inbox together.
 
         Raises:
-            NotFound: there is no such version.
+            NotFound: there is no such thing.
         """
-        uri = version_uri(ref)
         with self._core.view(self._at) as view:
-            number = pin(view, uri)
-            rules.version_exists(view, uri.name, number)
-            found = {use.id: use for use in view.uses(uri.name, number)}
+            wanted = self._pinned(view, ref)
+            found = {use.id: use for use in view.uses(*key_of(view, wanted), wanted)}
         if self._at == NOW:
             for use in inbox(self._core, found):
-                if (use.uri, use.id not in found) == (f"model://{uri.name}/v{number}", True):
+                if use.uri == wanted and use.id not in found:
                     found[use.id] = use
         return Listing(sorted(found.values(), key=lambda use: (use.at, use.id)))
 
@@ -298,6 +323,163 @@ class RegistryView:
                 return self._core.artifacts().read(attachment.digest)
         known = [attachment.name for attachment in version.attachments]
         raise NotFound(f"{version.uri} has no attachment {shown(name)}.", nearest=nearest(name, known))
+
+    # --- data ----------------------------------------------------------------------------------
+
+    def dataset(self, ref: DatasetRef) -> Dataset:
+        """Return a dataset with the names of its versions.
+
+        Raises:
+            NotFound: there is none; the error names those with a similar name.
+        """
+        name = dataset_name(ref)
+        with self._core.view(self._at) as view:
+            dataset_exists(view, name)
+            return data.dataset(view, name)
+
+    def datasets(
+        self,
+        *,
+        text: str | None = None,
+        where: str | None = None,
+        order_by: str | None = None,
+        limit: int = 100,
+    ) -> Listing[Dataset]:
+        """Return datasets, the newest first; the arguments are those of `models`.
+
+        Raises:
+            InvalidQuery: with the place of the fault.
+        """
+        query = queries.parse(where, queries.DATASET_FIELDS)
+        order = queries.parse_order(order_by, queries.DATASET_FIELDS)
+        count = queries.check_limit(limit)
+        needle = None if text is None else names.check_text(text, "text")
+
+        def page(offset: int, at: int) -> Listing[Dataset]:
+            with self._core.view(at) as view:
+                pinned = view.head()[0] if at == NOW else at
+                found, total = data.datasets(View(view.sql, pinned), query, order, count, offset, needle)
+            return _listing(found, total, offset, lambda after: page(after, pinned))
+
+        return page(0, self._at)
+
+    def dataset_version(self, ref: DatasetRef) -> DatasetVersion:
+        """Return a version of a dataset: ``"dataset://clicks/v7"``, an alias, or ``latest``.
+
+        Raises:
+            NotFound: there is no such dataset, version or alias.
+        """
+        uri = dataset_version_uri(ref)
+        with self._core.view(self._at) as view:
+            found = data.version(view, uri.name, pin_dataset(view, uri))
+        return self._whole_dataset(found)
+
+    def datum(self, ref: str | Datum) -> Datum:
+        """Return one stored file by its id or alias: ``"datum://<id or alias>"``, or that alone.
+
+        Raises:
+            NotFound: there is no such datum.
+        """
+        from modelhub_sdk.resolver import found_datum
+
+        text = ref.uri if isinstance(ref, Datum) else ref
+        uri = DatumURI.parse(text if isinstance(text, str) and "://" in text else f"datum://{text}")
+        with self._core.view(self._at) as view:
+            return found_datum(view, uri)
+
+    # --- runs and lineage ----------------------------------------------------------------------
+
+    def run(self, ref: str | int | RunRecord) -> RunRecord:
+        """Return a run by its id or its number.
+
+        Raises:
+            NotFound: there is no such run.
+        """
+        from modelhub_sdk import lineage
+
+        return lineage.run(self._core, self._at, ref)
+
+    def runs(
+        self, *, where: str | None = None, order_by: str | None = None, limit: int = 100
+    ) -> Listing[RunRecord]:
+        """Return runs, the newest first.
+
+        Args:
+            where: a query, for example ``"metrics.auc >= 0.9 and status = 'completed'"`` (see ``domain.query``).
+            order_by: a field, with ``-`` before it for descending: ``"-metrics.auc"``.
+            limit: how many at most, 1 to 10,000.
+
+        Long lists (packages, many inputs or outputs) are left empty here; `run` has them.
+
+        Raises:
+            InvalidQuery: with the place of the fault.
+        """
+        from modelhub_sdk import lineage
+        from modelhub_sdk.index import runs
+
+        query = queries.parse(where, queries.RUN_FIELDS)
+        order = queries.parse_order(order_by, queries.RUN_FIELDS)
+        count = queries.check_limit(limit)
+
+        def page(offset: int, at: int) -> Listing[RunRecord]:
+            with self._core.view(at) as view:
+                lost = lineage.interrupted(self._core, view)
+                pinned = view.head()[0] if at == NOW else at
+                found, total = runs.runs(View(view.sql, pinned), query, order, count, offset, lost)
+            return _listing(found, total, offset, lambda after: page(after, pinned))
+
+        return page(0, self._at)
+
+    def metrics(self, run: str | int | RunRecord) -> Mapping[str, list[dict[str, Any]]]:
+        """Return all metrics that a run logged: by key a list of ``{"step", "at", "value"}``, in order.
+
+        `step` is None where none was given, `at` an aware UTC time. A run that has not ended has none yet.
+
+        Raises:
+            NotFound: there is no such run.
+        """
+        from modelhub_sdk import lineage
+
+        return lineage.metrics(self._core, self._at, run)
+
+    def lineage(self, ref: LineageRef) -> LineageRecord:
+        """Return where a thing comes from: its run, code, environment, parameters, inputs; and who used it.
+
+        Args:
+            ref: a model version, dataset version, datum or run: a value or a URI. A model alone
+                means its latest version.
+
+        Raises:
+            NotFound: there is no such thing.
+        """
+        from modelhub_sdk import lineage
+
+        with self._core.view(self._at) as view:
+            node = lineage.node_of(self._core, view, ref)
+        uses = tuple(self.uses(node)) if node.startswith(("model://", "dataset://", "datum://")) else ()
+        return lineage.record(self._core, self._at, node, uses)
+
+    def upstream(self, ref: LineageRef, depth: int | None = None) -> LineageGraph:
+        """Return the graph of what a thing comes from: data, runs, code, other models; *depth* steps at most.
+
+        *ref* is as for `lineage`, or a plain file by its digest (``"sha256:…"``), or ``"code:<commit>"``.
+
+        Raises:
+            NotFound: there is no such thing.
+        """
+        from modelhub_sdk import lineage
+
+        return lineage.walk(self._core, self._at, ref, "up", depth)
+
+    def downstream(self, ref: LineageRef, depth: int | None = None) -> LineageGraph:
+        """Return the graph of what came of a thing: runs that read it, what they made, who used that.
+
+        Raises:
+            NotFound: there is no such thing.
+        """
+        from modelhub_sdk import lineage
+
+        return lineage.walk(self._core, self._at, ref, "down", depth)
 
     # --- audit and time ------------------------------------------------------------------------
 
@@ -361,7 +543,7 @@ class RegistryView:
         def page(offset: int, at: int) -> Listing[AuditRecord]:
             with self._core.view(at) as view:
                 pinned = view.head()[0] if at == NOW else at
-                found, total = View(view._sql, pinned).audit(
+                found, total = View(view.sql, pinned).audit(
                     subject,
                     whole_model=whole,
                     actor=actor,
@@ -455,6 +637,31 @@ class RegistryView:
         )
 
     # --- inside --------------------------------------------------------------------------------
+
+    @staticmethod
+    def _pinned(view: View, ref: object) -> str:
+        """Return the URI, pinned, of a version of a model or a dataset, or of a datum."""
+        if isinstance(ref, Datum) or (isinstance(ref, str) and ref.startswith("datum://")):
+            from modelhub_sdk.resolver import found_datum
+
+            return found_datum(view, DatumURI.parse(str(ref))).uri
+        if isinstance(ref, DatasetVersion) or (isinstance(ref, str) and ref.startswith("dataset://")):
+            data_uri = dataset_version_uri(ref)
+            return data.version(view, data_uri.name, pin_dataset(view, data_uri)).uri
+        uri = version_uri(ref)  # type: ignore[arg-type]
+        number = pin(view, uri)
+        rules.version_exists(view, uri.name, number)
+        return f"model://{uri.name}/v{number}"
+
+    def _whole_dataset(self, version: DatasetVersion) -> DatasetVersion:
+        """Fill in the files of a dataset version whose manifest stands in a document."""
+        if version.files:
+            return version
+        with self._core.view(probe=False) as view:
+            document = data.born(view, version.dataset, version.number).document
+        if document is None:
+            return version
+        return evolve(version, files=manifest.decode(self._core.document(document), source=version.uri))
 
     def _whole(self, version: ModelVersion) -> ModelVersion:
         """Fill in the files of a version whose manifest stands in a document."""

@@ -6,13 +6,28 @@ import hashlib
 from typing import TypeAlias
 
 from modelhub_sdk.domain import names, rules
-from modelhub_sdk.domain.entities import Alias, Model, ModelVersion, Resolved
-from modelhub_sdk.domain.uri import ByDigest, Latest, ModelURI, Named, Number, Selector, is_moving, parse_ref
-from modelhub_sdk.errors import InvalidURI, NoApprovedVersion, NotAllowed, NotFound, shown
+from modelhub_sdk.domain.entities import Alias, Dataset, DatasetVersion, Model, ModelVersion, Resolved
+from modelhub_sdk.domain.uri import (
+    ByDigest,
+    DatasetURI,
+    Latest,
+    ModelURI,
+    Named,
+    Number,
+    Selector,
+    is_moving,
+    parse_ref,
+    parse_uri,
+)
+from modelhub_sdk.errors import InvalidURI, NoApprovedVersion, NotAllowed, NotFound, nearest, shown
+from modelhub_sdk.index import data
 from modelhub_sdk.index.queries import View
 
 Ref: TypeAlias = "str | Model | ModelVersion | Alias | Resolved"
 """What names a model or a version: a value, a ``model://`` URI, or ``"churn"``, ``"churn/v3"``, ``"churn/champion"``."""
+
+DatasetRef: TypeAlias = "str | Dataset | DatasetVersion"
+"""What names a dataset or a version of one: a value, a ``dataset://`` URI, or ``"clicks"``, ``"clicks/v7"``."""
 
 
 def any_uri(ref: Ref) -> ModelURI:
@@ -24,7 +39,7 @@ def any_uri(ref: Ref) -> ModelURI:
     if isinstance(ref, Alias):
         return ModelURI(ref.model, Named(ref.name))
     if isinstance(ref, Resolved):
-        return ModelURI(ref.version.model, Number(ref.version.number))
+        return parse_ref(ref.uri, kind="any")  # of a dataset: the error says what is wrong
     return parse_ref(ref, kind="any")
 
 
@@ -135,3 +150,68 @@ def found_version(view: View, model: str, number: int) -> ModelVersion:
     if version is None:
         raise NotFound(f"There is no model://{model}/v{number}.")
     return version
+
+
+# --- datasets -------------------------------------------------------------------------------------------
+
+
+def dataset_uri(ref: object) -> DatasetURI:
+    """Return the dataset, or the version of one, that *ref* names: a value, a URI, ``clicks`` or ``clicks/v7``."""
+    if isinstance(ref, Dataset):
+        return DatasetURI(ref.name)
+    if isinstance(ref, DatasetVersion):
+        return DatasetURI(ref.dataset, ref.version)
+    if isinstance(ref, Resolved):
+        return dataset_uri(ref.uri)
+    if isinstance(ref, str) and "://" not in ref:
+        name, slash, version = ref.partition("/")
+        return DatasetURI(names.check_name(name, "dataset name"), version if slash and version else None)
+    found = parse_uri(ref)
+    if not isinstance(found, DatasetURI):
+        raise InvalidURI(f"{shown(str(found))} names no dataset.", hint="Write dataset://<name>/<version>.")
+    return found
+
+
+def dataset_name(ref: object) -> str:
+    """Return the name of the dataset that *ref* names; of a version, its dataset."""
+    return dataset_uri(ref).name
+
+
+def dataset_version_uri(ref: object) -> DatasetURI:
+    """Return the version that *ref* names."""
+    uri = dataset_uri(ref)
+    if uri.version is None:
+        raise InvalidURI(
+            f"Which version of the dataset {shown(uri.name)} is missing.",
+            hint=f"Write dataset://{uri.name}/v1.",
+        )
+    return uri
+
+
+def pin_dataset(view: View, uri: DatasetURI) -> int:
+    """Return the number of the version that *uri* means now.
+
+    Raises:
+        NotFound: there is no such dataset, version or alias.
+    """
+    dataset_exists(view, uri.name)
+    version = data.selected(view, uri.name, uri.version or "latest")
+    number = None if version is None else data.number_of(view, uri.name, version)
+    if number is None:
+        known = [*reversed(data.version_names(view, uri.name)), *data.aliases(view, uri.name)]
+        some = ", ".join(known[:5]) + (f" and {len(known) - 5} more" if len(known) > 5 else "")
+        near = nearest(uri.version or "", known)
+        raise NotFound(
+            f"The dataset {shown(uri.name)} has no version or alias {shown(uri.version)}.",
+            hint=f"It has {some}." if known else "It has no versions yet.",
+            nearest=near,
+        )
+    return number
+
+
+def dataset_exists(view: View, name: str) -> None:
+    """Raise NotFound unless the dataset exists."""
+    if not data.has_dataset(view, name):
+        near = nearest(name, data.dataset_names(view))
+        did = f"Did you mean {', '.join(near)}?" if near else "reg.create_dataset_version(...) makes it."
+        raise NotFound(f"There is no dataset {shown(name)}.", hint=did, nearest=near)

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from attrs import evolve
 
+from modelhub_sdk import active, datasets
 from modelhub_sdk.arguments import (
     beside,
     changes_of,
@@ -30,7 +31,15 @@ from modelhub_sdk.blobs.sources import Source
 from modelhub_sdk.core import Core, log, opened
 from modelhub_sdk.domain import events as ev
 from modelhub_sdk.domain import names, rules
-from modelhub_sdk.domain.entities import Alias, File, IngestReport, Model, ModelVersion
+from modelhub_sdk.domain.entities import (
+    Alias,
+    Dataset,
+    DatasetVersion,
+    File,
+    IngestReport,
+    Model,
+    ModelVersion,
+)
 from modelhub_sdk.domain.events import Event, Sealer
 from modelhub_sdk.domain.values import Frozen, Value, normalise, normalise_fields
 from modelhub_sdk.errors import (
@@ -42,9 +51,11 @@ from modelhub_sdk.errors import (
     shown,
 )
 from modelhub_sdk.formats import codec, manifest
+from modelhub_sdk.index import data, runs
 from modelhub_sdk.index.queries import View, fresh
 from modelhub_sdk.reads import RegistryView
 from modelhub_sdk.references import (
+    DatasetRef,
     Ref,
     fixed_uri,
     found_version,
@@ -54,7 +65,10 @@ from modelhub_sdk.references import (
     pin,
     version_uri,
 )
-from modelhub_sdk.uses import drain
+from modelhub_sdk.uses import drain, inbox
+
+if TYPE_CHECKING:
+    from modelhub_sdk.run.session import Run
 
 _INLINE_FILES = 1000
 _INLINE_PATHS = 100_000  # characters of all paths together; more of either goes into a document
@@ -267,10 +281,54 @@ class Registry(RegistryView):
             key=idempotency_key,
             fields=own,
             progress=progress,
+            run_id=active.own_run_id(self),
         )
         found = self._register(version, texts, own)
         self._still_there(stored, found.files)
         return found
+
+    def _register_in_run(
+        self,
+        model: Ref,
+        files: Any,
+        *,
+        run_id: str,
+        metrics: Mapping[str, Any] | None,
+        params: Mapping[str, Any] | None,
+        tags: Iterable[str],
+        note: str | None,
+        fields: Mapping[str, Any] | None,
+        ignore: Iterable[str],
+        inputs: Iterable[str],
+        duration: float | None,
+        progress: bool | None,
+    ) -> ModelVersion:
+        """Register a version that a run makes. See `Run.register`."""
+        texts = {"note": None if note is None else names.check_text(note, "note")}
+        own = normalise_fields(fields)
+        version, stored = self._prepared(
+            model_name(model),
+            files,
+            metrics=metrics,
+            params=params,
+            tags=tags,
+            inputs=inputs,
+            ignore=ignore,
+            fields=own,
+            progress=progress,
+            run_id=run_id,
+            duration=duration,
+        )
+        found = self._register(version, texts, own)
+        self._still_there(stored, found.files)
+        return found
+
+    def _uses_of_run(self, run_id: str) -> list[str]:
+        """Return the URIs that processes of a run have resolved: those in the inbox, and those taken from it."""
+        with self._core.view() as view:
+            found = view.used_by_run(run_id)
+        found += [use.uri for use in inbox(self._core) if use.run_id == run_id]
+        return list(dict.fromkeys(found))
 
     def _still_there(self, sources: Sequence[Source], files: Sequence[File]) -> None:
         """Put bytes again that a purge removed while they were being registered."""
@@ -340,7 +398,7 @@ class Registry(RegistryView):
         """Return the event of a version whose bytes are stored, but for its number."""
         document = None
         ordered = manifest.ordered(stored)
-        if len(ordered) > _INLINE_FILES or sum(len(file.path) for file in ordered) > _INLINE_PATHS:
+        if self._many(ordered):
             document = self._core.artifacts().put_bytes(manifest.encode(ordered))
         return ev.VersionRegistered(
             model=name,
@@ -351,6 +409,11 @@ class Registry(RegistryView):
             document=document,
             **facts,
         )
+
+    @staticmethod
+    def _many(files: Sequence[File]) -> bool:
+        """Return whether a manifest is too long to stand in an entry."""
+        return len(files) > _INLINE_FILES or sum(len(file.path) for file in files) > _INLINE_PATHS
 
     def _register(
         self,
@@ -365,6 +428,11 @@ class Registry(RegistryView):
 
         def decide(view: View, seal: Sealer) -> list[Event]:
             nonlocal number
+            if version.run_id is not None:  # in all attempts at a run, the same files are the same version
+                before = view.made_in_run(version.model, version.run_id, version.manifest)
+                if before is not None:
+                    number = before
+                    return []
             events, number = rules.register(view, seal, version, texts, fields, wanted, content)
             if self._core.project and events and isinstance(events[0], ev.ModelCreated):
                 events[0] = evolve(events[0], projects=(self._core.project,))
@@ -548,15 +616,25 @@ class Registry(RegistryView):
             )
         return found
 
-    def set_alias(self, model: Ref, alias: str, target: Any, *, reason: str = "") -> Alias:
+    @overload
+    def set_alias(
+        self, model: Dataset | DatasetVersion, alias: str, target: Any, *, reason: str = ""
+    ) -> Dataset: ...
+    @overload
+    def set_alias(self, model: Ref, alias: str, target: Any, *, reason: str = "") -> Alias: ...
+    def set_alias(self, model: Any, alias: str, target: Any, *, reason: str = "") -> Alias | Dataset:
         """Point an alias at a version (``3``, ``"v3"``, a value), or at several by weight, and return it.
 
-        Weights are whole percentages: ``{"v5": 90, "v6": 10}``.
+        Weights are whole percentages: ``{"v5": 90, "v6": 10}``. Of a dataset (``"dataset://clicks/"``) the
+        alias points at one version by its name, and the dataset is returned.
 
         Raises:
-            NotFound: there is no such model or version.
+            NotFound: there is no such model, dataset or version.
             NotAllowed: a target is rejected, archived or purged.
+            Conflict: a version of the dataset has the alias' name.
         """
+        if _is_dataset(model):
+            return datasets.set_alias(self, model, alias, target, reason)
         name, good = model_name(model), names.check_alias(alias)
         said = reason_of(reason, required=False)
         weights = weights_of(name, target)
@@ -568,12 +646,18 @@ class Registry(RegistryView):
         self._commit("model:" + name, decide)
         return self.alias(f"{name}/{good}")
 
-    def delete_alias(self, model: Ref, alias: str, *, reason: str = "") -> Model:
-        """Make an alias point at nothing, and return the model. The history stays.
+    @overload
+    def delete_alias(self, model: Dataset | DatasetVersion, alias: str, *, reason: str = "") -> Dataset: ...
+    @overload
+    def delete_alias(self, model: Ref, alias: str, *, reason: str = "") -> Model: ...
+    def delete_alias(self, model: Any, alias: str, *, reason: str = "") -> Model | Dataset:
+        """Make an alias of a model or a dataset point at nothing, and return it. The history stays.
 
         Raises:
             NotFound: there is no such alias.
         """
+        if _is_dataset(model):
+            return datasets.delete_alias(self, model, alias, reason)
         name, good = model_name(model), names.check_alias(alias)
         said = reason_of(reason, required=False)
 
@@ -705,7 +789,9 @@ class Registry(RegistryView):
             needed = view.needed(digests) | beside(
                 view.events(ev.VersionAttached.kind, ev.EvaluationAdded.kind)
             )
+            needed |= runs.documents(view)
             documents = [(d, view.purge(model, number)) for model, number, d in view.documents()]
+            documents += [(document, None) for _name, _number, document in data.documents(view)]
             ingests = [
                 event
                 for event in view.events(ev.OutputsIngested.kind)
@@ -778,6 +864,147 @@ class Registry(RegistryView):
                 store.erase(seq, codec.without(record, gone[seq]))
             done = gone
         self._core.ledger.erased()
+
+    # --- data ----------------------------------------------------------------------------------
+
+    def create_dataset(
+        self,
+        name: str,
+        *,
+        title: str | None = None,
+        description: str | None = None,
+        owner: str | None = None,
+        tags: Iterable[str] = (),
+        fields: Mapping[str, Any] | None = None,
+        projects: Iterable[str] = (),
+    ) -> Dataset:
+        """Make a dataset and return it; the arguments are those of `create_model`.
+
+        Raises:
+            InvalidName: the name cannot be used.
+            Conflict: the dataset exists.
+        """
+        return datasets.create(
+            self,
+            name,
+            title=title,
+            description=description,
+            owner=owner,
+            tags=tags,
+            fields=fields,
+            projects=projects,
+        )
+
+    def create_dataset_version(
+        self,
+        ref: DatasetRef,
+        files: Any,
+        *,
+        based_on: DatasetRef | None = None,
+        exclude: Iterable[str] = (),
+        fields: Mapping[str, Any] | None = None,
+        tags: Iterable[str] = (),
+        aliases: Iterable[str] = (),
+        ignore: Iterable[str] = (),
+        idempotency_key: str | None = None,
+        progress: bool | None = None,
+    ) -> DatasetVersion:
+        """Store files as a version of a dataset, and return it. The dataset is made if need be.
+
+        Args:
+            ref: ``"dataset://clicks/v7"``: the dataset, and the name of the new version.
+            files: as for `register`; None for those of *based_on* alone.
+            based_on: the version to start from; files of the same path replace its files.
+            exclude: paths, or names in any folder, to leave out of what *based_on* brings.
+            fields: values of your own by name.
+            tags: free texts.
+            aliases: aliases of the dataset that point at the new version from now on.
+            ignore: patterns of files to leave out.
+            idempotency_key: the same key again, with the same content, gives the same version.
+            progress: show a bar, or not; by default when a person is watching.
+
+        Raises:
+            Conflict: there is a version or an alias of that name: versions never change.
+            NotFound: *based_on*, or a file, does not exist.
+            InvalidDocument: it would have no file.
+            KeyReused: the key was used for other content.
+        """
+        return datasets.create_version(
+            self,
+            ref,
+            files,
+            based_on=based_on,
+            exclude=exclude,
+            fields=fields,
+            tags=tags,
+            aliases=aliases,
+            run_id=active.own_run_id(self),
+            ignore=ignore,
+            idempotency_key=idempotency_key,
+            progress=progress,
+        )
+
+    # --- runs ----------------------------------------------------------------------------------
+
+    def start_run(
+        self,
+        name: str | None = None,
+        *,
+        id: str | None = None,  # noqa: A002  # what users of job systems call it
+        project: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        outputs: str | os.PathLike[str] | None = "outputs",
+        tags: Iterable[str] = (),
+        group: str | None = None,
+        capture: bool | Iterable[str] = True,
+        keep: str = "annotated",
+        roots: Iterable[str | os.PathLike[str]] = (),
+        commit: str | None = None,
+    ) -> Run:
+        """Start a run and return it: ``with reg.start_run("train") as run: ...``, or end it by ``run.finish()``.
+
+        Its code, environment, parameters, the files that it reads, what it resolves, its metrics,
+        outputs and end are recorded without being asked for. Inside a Valohai execution id, step,
+        parameters, inputs and commit are those of the execution.
+
+        Args:
+            name: what it is called; by default the name of the script.
+            id: the same id again goes on with an interrupted run, and never makes two versions of one thing.
+            project: by default that of this handle.
+            params: hyperparameters; may be changed in ``run.params`` until the end.
+            inputs: name -> URI (``model://``, ``dataset://``, ``datum://``, any URL or path); the run
+                does not start unless all of them can be had.
+            outputs: the folder whose files become its outputs, with their sidecars; None for none.
+            tags: free texts.
+            group: what several runs belong to, for example a sweep.
+            capture: True, False, or some of ``"code"``, ``"environment"``, ``"reads"``.
+            keep: ``"annotated"`` stores the outputs that an annotation names, ``"all"`` every one.
+            roots: folders outside of the working folder whose files, when read, are inputs too.
+            commit: the commit of the code, where git cannot tell.
+
+        Raises:
+            NotFound, NoApprovedVersion …: an input cannot be had; the message names it.
+            Conflict: another run that is on writes to the same outputs folder.
+            InvalidDocument: parameters that cannot be stored.
+        """
+        from modelhub_sdk.run.start import start
+
+        return start(
+            self,
+            name,
+            id=id,
+            project=project,
+            params=params,
+            inputs=inputs,
+            outputs=outputs,
+            tags=tags,
+            group=group,
+            capture=capture,
+            keep=keep,
+            roots=roots,
+            commit=commit,
+        )
 
     # --- outputs -------------------------------------------------------------------------------
 
@@ -919,6 +1146,12 @@ class Registry(RegistryView):
         if right is not None:
             raise AttributeError(f"There is no {name}() here: {right}", name=name, obj=self)
         raise AttributeError(f"Registry has no attribute {name!r}.", name=name, obj=self)
+
+
+def _is_dataset(ref: object) -> bool:
+    return isinstance(ref, (Dataset, DatasetVersion)) or (
+        isinstance(ref, str) and ref.startswith("dataset://")
+    )
 
 
 _SPELLINGS = {

@@ -18,18 +18,26 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from attrs import evolve, frozen
 
-from modelhub_sdk import surroundings
+from modelhub_sdk import active, surroundings
 from modelhub_sdk.arguments import listed
 from modelhub_sdk.blobs import place
 from modelhub_sdk.blobs import progress as bars
 from modelhub_sdk.core import Core, pins_folder
 from modelhub_sdk.domain import names
-from modelhub_sdk.domain.entities import File, ModelVersion, Resolved, one_line
-from modelhub_sdk.domain.uri import ByDigest, ModelURI, Number
+from modelhub_sdk.domain.entities import (
+    Dataset,
+    DatasetVersion,
+    Datum,
+    File,
+    ModelVersion,
+    Resolved,
+    one_line,
+)
+from modelhub_sdk.domain.uri import ByDigest, DatasetURI, DatumURI, ModelURI, Number
 from modelhub_sdk.domain.values import Frozen
 from modelhub_sdk.errors import (
     CredentialsRefused,
@@ -45,13 +53,15 @@ from modelhub_sdk.errors import (
     shown,
 )
 from modelhub_sdk.formats import codec, manifest
+from modelhub_sdk.index import data
 from modelhub_sdk.index.queries import NOW, View
 from modelhub_sdk.ports import Note
-from modelhub_sdk.references import found_version, pin, version_uri
+from modelhub_sdk.references import dataset_version_uri, found_version, pin, pin_dataset, version_uri
 
 log = logging.getLogger("modelhub_sdk")
 
 _WAIT = 0.5  # seconds that an inference waits for the record of its use; then it is spooled
+_URI: TypeAlias = ModelURI | DatasetURI | DatumURI
 _SPOOLED = 200  # spooled uses delivered along with a new one
 
 
@@ -59,7 +69,8 @@ _SPOOLED = 200  # spooled uses delivered along with a new one
 class _Pinned:
     """What a URI means: the version with its files, what of it was purged, when the registry was asked."""
 
-    version: ModelVersion
+    version: ModelVersion | DatasetVersion | Datum
+    files: tuple[File, ...]
     as_of: datetime
     require: str | None = None
     gone: tuple[str, ...] = ()
@@ -83,7 +94,7 @@ def resolve(
     overwrite: bool,
 ) -> Resolved:
     """Bring the files of a version onto this disk. See `Registry.resolve`."""
-    uri = version_uri(ref)
+    uri = _uri_of(ref)
     if require not in (None, "", "approved"):
         raise InvalidDocument(f"require is 'approved' or nothing, not {shown(require)}.")
     if stale_ok is not None and not isinstance(stale_ok, timedelta):
@@ -97,8 +108,10 @@ def resolve(
             str(route_key) if isinstance(route_key, int) else route_key, "route_key", 1000
         )
     pinned = _pin(core, at, uri, route_key, stale_ok)
-    _check_status(uri, pinned, pinned.require or require)
-    wanted = _selected(pinned.version, uri.path, files)
+    if isinstance(uri, ModelURI) and isinstance(pinned.version, ModelVersion):
+        _check_status(uri, pinned.version, pinned.require or require)
+    inner_path = None if isinstance(uri, DatumURI) else uri.path
+    wanted = _selected(pinned, inner_path, files)
     _check_purged(pinned, wanted)
     path = _placed(
         core, pinned, wanted, target, how=how, verify=verify, progress=progress, overwrite=overwrite
@@ -107,49 +120,107 @@ def resolve(
     if not pinned.offline and at == NOW:
         _remember(core, uri, pinned)
     paths = tuple(file.path for file in wanted)
-    if uri.path is not None:
-        path = path / uri.path
-        inner = tuple(p.removeprefix(uri.path + "/") for p in paths)
-        paths = (Path(uri.path).name,) if paths == (uri.path,) else inner
-    return Resolved(
+    if inner_path is not None:
+        path = path / inner_path
+        inner = tuple(p.removeprefix(inner_path + "/") for p in paths)
+        paths = (Path(inner_path).name,) if paths == (inner_path,) else inner
+    elif isinstance(uri, DatumURI):
+        path = path / paths[0]
+    found = Resolved(
         uri=pinned.version.uri, path=str(path), files=paths, version=pinned.version, as_of=pinned.as_of
     )
+    if (run := active.current()) is not None:
+        run.resolved(found, str(uri))
+    return found
+
+
+def _uri_of(ref: Any) -> _URI:
+    """Return what is to be resolved: a version of a model or of a dataset, a datum, or a file of one."""
+    if isinstance(ref, Datum):
+        return DatumURI(ref.id)
+    if isinstance(ref, (Dataset, DatasetVersion)):
+        return dataset_version_uri(ref)
+    if isinstance(ref, str) and ref.startswith("dataset://"):
+        return dataset_version_uri(ref)
+    if isinstance(ref, str) and ref.startswith("datum://"):
+        return DatumURI.parse(ref)
+    return version_uri(ref)
 
 
 # --- what it means ------------------------------------------------------------------------------------
 
 
-def _pin(core: Core, at: int, uri: ModelURI, route_key: str | None, stale_ok: timedelta | None) -> _Pinned:
+def _pin(core: Core, at: int, uri: _URI, route_key: str | None, stale_ok: timedelta | None) -> _Pinned:
     """Ask the registry; where it cannot be reached, what is remembered."""
-    as_of = core.clock()
     try:
-        with core.view(at) as view:
-            number = pin(view, uri, route_key)
-            version = found_version(view, uri.name, number)
-            require = view.settings().get("require")
-            document = None if version.files else view.registered(uri.name, number).document
-            purge = View(view._sql).purge(
-                uri.name, number
-            )  # what is gone is gone, also for a view of the past
+        if isinstance(uri, ModelURI):
+            return _pin_model(core, at, uri, route_key)
+        return _pin_dataset(core, at, uri) if isinstance(uri, DatasetURI) else _pin_datum(core, at, uri)
     except (StoreUnavailable, Offline) as error:
         if isinstance(error, CredentialsRefused):
             raise
         return _remembered(core, uri, stale_ok, error)
+
+
+def _pin_model(core: Core, at: int, uri: ModelURI, route_key: str | None) -> _Pinned:
+    as_of = core.clock()
+    with core.view(at) as view:
+        number = pin(view, uri, route_key)
+        version = found_version(view, uri.name, number)
+        require = view.settings().get("require")
+        document = None if version.files else view.registered(uri.name, number).document
+        purge = View(view.sql).purge(uri.name, number)  # what is gone is gone, also for a view of the past
     if document is not None and (purge is None or purge[3] is not None):
-        try:
-            version = evolve(version, files=manifest.decode(core.document(document), source=version.uri))
-        except (StoreUnavailable, Offline) as error:
-            return _remembered(core, uri, stale_ok, error)
+        version = evolve(version, files=manifest.decode(core.document(document), source=version.uri))
     if purge is None:
-        return _Pinned(version, as_of, require)
+        return _Pinned(version, version.files, as_of, require)
     when, by, why, paths = purge
     sentence = one_line(f"by {by or '(redacted)'} on {when:%Y-%m-%d}: {why or '(no reason kept)'}")
     gone = ("*",) if paths is None else tuple(sorted(paths))
-    return _Pinned(version, as_of, require, gone=gone, gone_why=sentence)
+    return _Pinned(version, version.files, as_of, require, gone=gone, gone_why=sentence)
 
 
-def _check_status(uri: ModelURI, pinned: _Pinned, require: str | None) -> None:
-    version = pinned.version
+def _pin_dataset(core: Core, at: int, uri: DatasetURI) -> _Pinned:
+    as_of = core.clock()
+    with core.view(at) as view:
+        number = pin_dataset(view, uri)
+        version = data.version(view, uri.name, number)
+        document = data.born(view, uri.name, number).document
+    if document is not None:
+        version = evolve(version, files=manifest.decode(core.document(document), source=version.uri))
+    return _Pinned(version, version.files, as_of)
+
+
+def _pin_datum(core: Core, at: int, uri: DatumURI) -> _Pinned:
+    as_of = core.clock()
+    with core.view(at) as view:
+        found = found_datum(view, uri)
+    return _Pinned(found, _one_file(found), as_of)
+
+
+def found_datum(view: View, uri: DatumURI) -> Datum:
+    """Return the datum with this id, else the one that this alias points at.
+
+    Raises:
+        NotFound: there is neither.
+    """
+    found = data.datum(view, uri.id) or data.datum(view, data.datum_alias(view, uri.id) or "")
+    if found is None:
+        near = nearest(uri.id, data.datum_aliases(view))
+        raise NotFound(
+            f"There is no datum with the id or alias {shown(uri.id)}.",
+            hint=f"Did you mean {', '.join(near)}?" if near else "An output gets an alias by valohai.alias.",
+            nearest=near,
+        )
+    return found
+
+
+def _one_file(found: Datum) -> tuple[File, ...]:
+    """A datum is placed under its own name, without the folders that it lay in."""
+    return (File(found.name.rpartition("/")[2], found.size, found.digest),)
+
+
+def _check_status(uri: ModelURI, version: ModelVersion, require: str | None) -> None:
     state = "archived" if version.archived else version.status
     by_number = isinstance(uri.selector, Number)
     approved = version.status == "approved" and not version.archived
@@ -176,15 +247,13 @@ def _check_status(uri: ModelURI, pinned: _Pinned, require: str | None) -> None:
         log.warning("%s is %s%s, and was resolved by its number", version.uri, state, reason)
 
 
-def _selected(
-    version: ModelVersion, path: str | None, patterns: Sequence[str] | str | None
-) -> tuple[File, ...]:
+def _selected(pinned: _Pinned, path: str | None, patterns: Sequence[str] | str | None) -> tuple[File, ...]:
     """Return the files that are asked for: those under *path* that fit the *patterns*."""
-    found = version.files
+    version, found = pinned.version, pinned.files
     if path is not None:
-        found = tuple(f for f in version.files if f.path == path or f.path.startswith(path + "/"))
-        if not found and version.files:
-            known = [file.path for file in version.files]
+        found = tuple(f for f in pinned.files if f.path == path or f.path.startswith(path + "/"))
+        if not found and pinned.files:
+            known = [file.path for file in pinned.files]
             raise NotFound(
                 f"{version.uri} has no file {shown(path)}.", nearest=nearest(path, known), hint=_some(known)
             )
@@ -219,11 +288,7 @@ def _fits(path: str, patterns: Sequence[str]) -> bool:
 def _check_purged(pinned: _Pinned, wanted: Sequence[File]) -> None:
     lost = [file.path for file in wanted if file.path in pinned.gone]
     if pinned.gone == ("*",) or lost:
-        what = (
-            "The files"
-            if not lost or len(lost) == len(pinned.version.files)
-            else ", ".join(map(shown, lost[:5]))
-        )
+        what = "The files" if not lost or len(lost) == len(pinned.files) else ", ".join(map(shown, lost[:5]))
         raise Purged(f"{what} of {pinned.version.uri} were purged {pinned.gone_why}")
 
 
@@ -283,65 +348,84 @@ def _placed(
 # --- pins ---------------------------------------------------------------------------------------------
 
 
-def _pin_file(core: Core, model: str, selector: str) -> Path:
-    # Models' and aliases' names cannot leave the folder; a digest's colon is no good on Windows.
-    return pins_folder(core) / model / (selector.replace(":", "-") + ".json")
+def _pin_file(core: Core, uri: _URI, selector: str) -> Path:
+    # Names cannot leave the folder; a digest's colon is no good on Windows. No model is called @….
+    if isinstance(uri, ModelURI):
+        return pins_folder(core) / uri.name / (selector.replace(":", "-") + ".json")
+    kind = "@dataset" if isinstance(uri, DatasetURI) else "@datum"
+    return pins_folder(core) / kind / (uri.name if isinstance(uri, DatasetURI) else "") / f"{selector}.json"
 
 
-def _remember(core: Core, uri: ModelURI, pinned: _Pinned) -> None:
+def _selector(uri: _URI) -> str:
+    if isinstance(uri, ModelURI):
+        return str(uri.selector)
+    return str(uri.version) if isinstance(uri, DatasetURI) else uri.id
+
+
+def _is_fixed(uri: _URI, version: ModelVersion | DatasetVersion | Datum) -> bool:
+    """Return whether *uri* can never mean anything but *version*."""
+    if isinstance(uri, ModelURI):
+        return isinstance(uri.selector, (Number, ByDigest))
+    return str(uri).startswith(version.uri)
+
+
+def _remember(core: Core, uri: _URI, pinned: _Pinned) -> None:
     """Note what *uri* meant; a cache that cannot be written remembers nothing, and nothing fails."""
     version = pinned.version
-    selectors = {f"v{version.number}", str(uri.selector)}
-    usable = version.status != "rejected" and not version.archived
-    if usable and not _pin_file(core, uri.name, version.digest).exists():
-        selectors.add(
-            version.digest
-        )  # what the digest means is known only when it was asked for; this is a good guess
-    # What people typed stays out: no redaction would ever reach this user's cache.
-    version = evolve(
-        version,
-        note=None,
-        description=None,
-        fields=Frozen(),
-        reason=None,
-        comments=(),
-        evaluations=tuple(evolve(one, note=None) for one in version.evaluations),
-    )
+    selectors = {_selector(uri), version.uri.rpartition("/")[2]}
+    if isinstance(version, ModelVersion):
+        usable = version.status != "rejected" and not version.archived
+        if usable and not _pin_file(core, uri, version.digest).exists():
+            # What the digest means is known only when it was asked for; this is a good guess.
+            selectors.add(version.digest)
+        # What people typed stays out: no redaction would ever reach this user's cache.
+        version = evolve(
+            version,
+            note=None,
+            description=None,
+            fields=Frozen(),
+            reason=None,
+            comments=(),
+            evaluations=tuple(evolve(one, note=None) for one in version.evaluations),
+        )
+    elif isinstance(version, DatasetVersion):
+        version = evolve(version, fields=Frozen())
     body = {"as_of": codec.print_time(pinned.as_of), "require": pinned.require, "url": core.url}
     text = codec.dumps({**body, "version": codec.unstructure_version(version)})
     for selector in selectors:
-        file = _pin_file(core, uri.name, selector)
+        file = _pin_file(core, uri, selector)
         with suppress(OSError, ModelHubError):
             core.cache().keep(file, text)
 
 
-def _remembered(core: Core, uri: ModelURI, stale_ok: timedelta | None, error: ModelHubError) -> _Pinned:
+def _remembered(core: Core, uri: _URI, stale_ok: timedelta | None, error: ModelHubError) -> _Pinned:
     """Return what *uri* meant when it was last resolved here.
 
     Raises:
         Offline: it was not, or it is a moving name and *stale_ok* does not reach that far.
     """
+    kind: Any = {"ModelURI": ModelVersion, "DatasetURI": DatasetVersion}.get(type(uri).__name__, Datum)
     try:
-        raw = json.loads(_pin_file(core, uri.name, str(uri.selector)).read_bytes())
-        version = codec.structure_version(raw["version"])
+        raw = json.loads(_pin_file(core, uri, _selector(uri)).read_bytes())
+        version = codec.structure_version(raw["version"], kind)
         as_of = codec.parse_time(raw["as_of"])
-        if raw["url"] != core.url or version.model != uri.name:
+        if raw["url"] != core.url or (isinstance(uri, ModelURI) and version.model != uri.name):
             raise ValueError(raw["url"])
     except (OSError, ValueError, KeyError, TypeError, ModelHubError):
         raise Offline(
             f"{shown(str(uri))} was never resolved here, and {error.message}",
             hint="Resolve it once while the registry can be reached.",
         ) from None
-    fixed = isinstance(uri.selector, (Number, ByDigest))
     age = core.clock() - as_of
-    if not fixed and (stale_ok is None or age > stale_ok):
+    if not _is_fixed(uri, version) and (stale_ok is None or age > stale_ok):
         raise Offline(
             f"{shown(str(uri))} can move, and the registry cannot be asked: {error.message}"
             f" It was {version.uri} {_ago(age)} ago.",
             hint=f"Resolve {version.uri}, or pass stale_ok=timedelta(...) to accept that age.",
         )
     log.warning("%s: answered from the cache, as of %s", uri, as_of.isoformat(timespec="seconds"))
-    return _Pinned(version, as_of, raw.get("require"), offline=True)
+    files = _one_file(version) if isinstance(version, Datum) else version.files
+    return _Pinned(version, files, as_of, raw.get("require"), offline=True)
 
 
 def _ago(age: timedelta) -> str:
@@ -363,7 +447,7 @@ class _Use:
 
     _lost = 0
 
-    def __init__(self, core: Core, uri: ModelURI, pinned: _Pinned) -> None:
+    def __init__(self, core: Core, uri: _URI, pinned: _Pinned) -> None:
         self._core = core
         self._note = Note(
             core.new_id(),
@@ -375,7 +459,7 @@ class _Use:
                     "at": codec.print_time(core.clock()),
                     "actor": core.actor,
                     "host": core.host,
-                    "run_id": os.environ.get("VH_EXECUTION_ID") or None,
+                    "run_id": active.run_id(),
                 }
             ),
         )

@@ -135,3 +135,57 @@ def data_dir() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_data_dir("modelhub", appauthor=False))
+
+
+# --- processes ------------------------------------------------------------------------------------------
+
+
+def process(pid: int | None = None) -> str:
+    """Return what tells this process from every other one of this machine: ``pid:start:boot:namespace``."""
+    pid = os.getpid() if pid is None else pid
+    return ":".join([str(pid), _started(pid), _boot(), _namespace()])
+
+
+def is_gone(text: str) -> bool:
+    """Return whether the process that `process` described on this machine is certainly gone."""
+    parts = text.split(":")
+    if len(parts) != 4 or not parts[0].isdigit():
+        return False
+    pid, started, boot, namespace = int(parts[0]), parts[1], parts[2], parts[3]
+    if boot and _boot() and boot != _boot():
+        return True  # the machine was started anew
+    if namespace != _namespace():
+        return False  # another container: its numbers mean nothing here
+    if started:
+        return _started(pid) != started
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
+
+
+def _started(pid: int) -> str:
+    """Return when a process started, in ticks since the boot; empty where that cannot be known."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text("ascii", errors="replace")
+        fields = stat.rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else fields[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip().replace("-", "")[:16]
+    except OSError:
+        return ""
+
+
+def _namespace() -> str:
+    try:
+        return str(os.stat("/proc/self/ns/pid").st_ino)
+    except OSError:
+        return ""

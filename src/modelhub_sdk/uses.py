@@ -11,8 +11,9 @@ from modelhub_sdk.domain import events as ev
 from modelhub_sdk.domain import names
 from modelhub_sdk.domain.entities import Use
 from modelhub_sdk.domain.events import Event, Sealer
-from modelhub_sdk.domain.uri import Number, parse_ref
+from modelhub_sdk.domain.uri import DatasetURI, ModelURI, Number, parse_uri
 from modelhub_sdk.formats import codec
+from modelhub_sdk.index import data
 from modelhub_sdk.index.queries import View
 from modelhub_sdk.ports import Note
 
@@ -42,8 +43,8 @@ def read_use(note: Note) -> Use | None:
         raw = json.loads(note.body)
         if raw.get("kind") != "use":
             return None
-        uri = parse_ref(raw["uri"], kind="version")
-        if not isinstance(uri.selector, Number):
+        uri = parse_uri(raw["uri"])
+        if isinstance(uri, ModelURI) and not isinstance(uri.selector, Number):
             return None
         return Use(
             id=note.id,
@@ -76,7 +77,7 @@ def drain(core: Core) -> int:
 
     def decide(view: View, seal: Sealer) -> list[Event]:
         there = view.used_ids([use.id for use in taken])
-        uses = tuple(_noted(use, seal) for use in taken if use.id not in there)
+        uses = tuple(_noted(view, use, seal) for use in taken if use.id not in there)
         return [ev.UsesRecorded(uses=uses)] if uses else []
 
     entry = core.commit("registry", decide) if taken else None
@@ -87,12 +88,22 @@ def drain(core: Core) -> int:
     )
 
 
-def _noted(use: Use, seal: Sealer) -> ev.UseNoted:
-    uri = parse_ref(use.uri, kind="version")
+def key_of(view: View, uri: str) -> tuple[str, int]:
+    """Return what keys the version or datum *uri* in the index; number 0 where there is none."""
+    parsed = parse_uri(uri)
+    if isinstance(parsed, ModelURI):
+        return parsed.name, parsed.selector.number if isinstance(parsed.selector, Number) else 0
+    if isinstance(parsed, DatasetURI):
+        return data.subject(parsed.name), data.number_of(view, parsed.name, parsed.version or "") or 0
+    return "datum:" + parsed.id, 0
+
+
+def _noted(view: View, use: Use, seal: Sealer) -> ev.UseNoted:
+    model, number = key_of(view, use.uri)
     return ev.UseNoted(
         id=use.id,
-        model=uri.name,
-        number=uri.selector.number if isinstance(uri.selector, Number) else 0,
+        model=model,
+        number=number,
         asked=use.asked,
         at=use.at,
         actor=seal.maybe(use.actor),

@@ -8,12 +8,13 @@ from collections.abc import Iterator, Mapping
 
 from attrs import frozen
 
+from modelhub_sdk.blobs.store import BlobStore
 from modelhub_sdk.core import Core
 from modelhub_sdk.domain.entities import File, Verification
 from modelhub_sdk.domain.events import Entry
 from modelhub_sdk.errors import InvalidDocument, JournalTooNew, ModelHubError, shown
 from modelhub_sdk.formats import codec, manifest
-from modelhub_sdk.index import fold, schema
+from modelhub_sdk.index import data, fold, schema
 from modelhub_sdk.index.queries import View
 from modelhub_sdk.index.sql import Sql
 from modelhub_sdk.ports import Record
@@ -126,6 +127,8 @@ def _bytes(core: Core, view: View, version: tuple[str, int] | None, problems: li
     """Read the stored bytes of every version that was not purged; each blob once. Return how many."""
     seen: set[str] = set()
     store = core.artifacts()
+    if version is None:
+        _data_bytes(store, view, seen, problems)
     for model in view.model_names() if version is None else [version[0]]:
         numbers = range(1, view.last_number(model) + 1) if version is None else [version[1]]
         for number in numbers:
@@ -159,3 +162,26 @@ def _bytes(core: Core, view: View, version: tuple[str, int] | None, problems: li
                 if problem is not None:
                     problems.append(f"{uri}, file {file.path}: {problem}")
     return len(seen)
+
+
+def _data_bytes(store: BlobStore, view: View, seen: set[str], problems: list[str]) -> None:
+    """Read the stored bytes of every dataset version."""
+    for name, number in data.all_versions(view):
+        found = data.version(view, name, number)
+        files = list(found.files)
+        document = data.born(view, name, number).document
+        try:
+            if document is not None:
+                seen.add(document)
+                files = list(manifest.decode(store.read(document), source=found.uri))
+        except ModelHubError as error:
+            problems.append(f"{found.uri}: {error}")
+            continue
+        if manifest.digest(files) != found.digest:
+            problems.append(f"{found.uri}: its files are not those of its manifest {found.digest}.")
+        for file in files:
+            if file.digest not in seen:
+                seen.add(file.digest)
+                problem = store.verify(file.digest, file.size)
+                if problem is not None:
+                    problems.append(f"{found.uri}, file {file.path}: {problem}")

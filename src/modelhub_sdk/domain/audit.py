@@ -18,14 +18,23 @@ def described(event: ev.Event, texts: Mapping[str, str]) -> tuple[str, str]:
 
     *texts* maps seals to what they stand for; a text that was erased is shown as such.
     """
-    model = getattr(event, "model", "")
-    number = getattr(event, "number", 0)
-    subject = f"model://{model}/v{number}" if model and number else f"model://{model}/" if model else ""
+    subject = _subject(event)
     sentence = _said(event, subject, texts)
     reason = getattr(event, "reason", None)
     if reason:
         sentence += f": {texts.get(reason, '(redacted)')}"
     return subject, sentence
+
+
+def _subject(event: ev.Event) -> str:
+    about, number = event.about
+    kind, colon, rest = about.partition(":")
+    if kind == "dataset" and colon:
+        version = getattr(event, "version", "") if isinstance(event, ev.DatasetVersionCreated) else ""
+        return f"dataset://{rest}/{version}"
+    if kind in ("run", "datum") and colon:
+        return about if kind == "run" else f"datum://{rest}"
+    return f"model://{about}/v{number}" if about and number else f"model://{about}/" if about else ""
 
 
 @functools.singledispatch
@@ -146,8 +155,61 @@ def _(event: ev.VersionPurged, subject: str, texts: Mapping[str, str]) -> str:
 
 
 @_said.register
+def _(event: ev.DatasetCreated, subject: str, texts: Mapping[str, str]) -> str:
+    return f"created {subject}" + _changes(
+        event.texts, event.fields, texts, tags=event.tags, projects=event.projects
+    )
+
+
+@_said.register
+def _(event: ev.DatasetVersionCreated, subject: str, texts: Mapping[str, str]) -> str:
+    count = (
+        "many files" if event.document else "1 file" if len(event.files) == 1 else f"{len(event.files)} files"
+    )
+    base = f", based on {event.base}" if event.base else ""
+    run = f" by run {event.run_id}" if event.run_id else ""
+    return f"stored {subject} ({count}, {event.size:,} bytes{base}){run}"
+
+
+@_said.register
+def _(event: ev.DatasetAliasMoved, subject: str, texts: Mapping[str, str]) -> str:
+    return f"pointed {subject}{event.alias} at {event.version}"
+
+
+@_said.register
+def _(event: ev.DatasetAliasDeleted, subject: str, texts: Mapping[str, str]) -> str:
+    return f"deleted the alias {subject}{event.alias}"
+
+
+@_said.register
+def _(event: ev.DatumsStored, subject: str, texts: Mapping[str, str]) -> str:
+    names = ", ".join(datum.name for datum in event.datums[:3])
+    more = f" and {len(event.datums) - 3} more" if len(event.datums) > 3 else ""
+    return f"stored {names}{more} as {'a datum' if len(event.datums) == 1 else 'datums'}"
+
+
+@_said.register
+def _(event: ev.DatumAliasMoved, subject: str, texts: Mapping[str, str]) -> str:
+    return f"pointed datum://{event.alias} at {subject}"
+
+
+@_said.register
+def _(event: ev.RunStarted, subject: str, texts: Mapping[str, str]) -> str:
+    commit = f" at commit {event.code.commit[:10]}" if event.code.commit else ""
+    again = f" (attempt {event.attempt})" if event.attempt > 1 else ""
+    return f"started run {event.name}{commit}{again}"
+
+
+@_said.register
+def _(event: ev.RunFinished, subject: str, texts: Mapping[str, str]) -> str:
+    took = f" after {event.duration:.1f} s" if event.duration is not None else ""
+    why = f": {texts.get(event.exception, '(redacted)')}" if event.exception else ""
+    return f"{'finished' if event.status == 'completed' else event.status} {subject}{took}{why}"
+
+
+@_said.register
 def _(event: ev.OutputsIngested, subject: str, texts: Mapping[str, str]) -> str:
-    made = ", ".join(event.versions) or "no versions"
+    made = ", ".join((*event.versions, *event.dataset_versions)) or "no versions"
     alerts = f", {len(event.alerts)} alerts" if event.alerts else ""
     return f"ingested {'outputs' if event.document else f'{len(event.outputs)} outputs'}: {made}{alerts}"
 

@@ -60,7 +60,7 @@ class Attachment:
     by: str | None = None
 
 
-class _Shown:
+class Shown:
     """What ``print`` and notebooks show, by the views, imported when they are asked for."""
 
     __slots__ = ()
@@ -77,7 +77,7 @@ class _Shown:
 
 
 @frozen
-class Model(_Shown):
+class Model(Shown):
     """A registered model, as it was at entry `seq` of the journal."""
 
     name: str
@@ -107,7 +107,7 @@ class Model(_Shown):
 
 
 @frozen
-class ModelVersion(_Shown):
+class ModelVersion(Shown):
     """A numbered version of a model, as it was at entry `seq` of the journal.
 
     `size` is in bytes, `duration` (of the run that made it) in seconds, times are aware UTC.
@@ -148,7 +148,7 @@ class ModelVersion(_Shown):
 
 
 @frozen
-class Alias(_Shown):
+class Alias(Shown):
     """A name that points at one version, or at several by weight (weights sum up to 100)."""
 
     model: str
@@ -174,7 +174,91 @@ class Alias(_Shown):
 
 
 @frozen
-class AuditRecord(_Shown):
+class Dataset(Shown):
+    """A dataset, as it was at entry `seq` of the journal.
+
+    `versions` are the names of its versions, oldest first; `latest` is what ``dataset://<name>/latest``
+    means: the alias of that name, else the newest.
+    """
+
+    name: str
+    title: str | None
+    description: str | None
+    fields: Mapping[str, Value]
+    tags: tuple[str, ...]
+    owner: str | None
+    projects: tuple[str, ...]
+    created_at: datetime
+    created_by: str | None
+    modified_at: datetime
+    seq: int
+    versions: tuple[str, ...]
+    latest: str | None
+    aliases: Mapping[str, str]
+
+    @property
+    def uri(self) -> str:
+        """``dataset://<name>/``."""
+        return f"dataset://{self.name}/"
+
+    def __str__(self) -> str:
+        return self.uri
+
+
+@frozen
+class DatasetVersion(Shown):
+    """A version of a dataset: a name, and files that never change; `size` is in bytes.
+
+    `number` counts the versions of the dataset from 1; `based_on` is the version that it started from.
+    """
+
+    uri: str
+    dataset: str
+    version: str
+    number: int
+    files: tuple[File, ...]
+    digest: str
+    size: int
+    tags: tuple[str, ...] = ()
+    fields: Mapping[str, Value] = Frozen()
+    based_on: str | None = None
+    created_at: datetime = field(kw_only=True)
+    created_by: str | None = None
+    run_id: str | None = None
+    aliases: tuple[str, ...] = ()
+    seq: int = 0
+
+    def __str__(self) -> str:
+        return self.uri
+
+
+@frozen
+class Datum(Shown):
+    """One stored file with an id of its own. `name` is its path in the outputs, `properties` its sidecar's."""
+
+    id: str
+    name: str
+    size: int
+    digest: str
+    properties: Mapping[str, Value] = Frozen()
+    tags: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    run_id: str | None = None
+    created_at: datetime = field(kw_only=True)
+    created_by: str | None = None
+    seq: int = 0
+
+    @property
+    def uri(self) -> str:
+        """``datum://<id>``."""
+        return f"datum://{self.id}"
+
+    def __str__(self) -> str:
+        return self.uri
+
+
+@frozen
+class AuditRecord(Shown):
     """One thing that happened: when, who, what, to what, from where.
 
     `action` is the event's kind (``version.approved``); `detail` is a sentence for people;
@@ -208,7 +292,7 @@ class Use:
 
 
 @frozen
-class Verification(_Shown):
+class Verification(Shown):
     """What `verify` found. `ok` is True when there are no `problems` (one sentence each)."""
 
     ok: bool
@@ -248,7 +332,7 @@ class Output:
 
 
 @frozen
-class IngestReport(_Shown):
+class IngestReport(Shown):
     """What `ingest` made of a folder of outputs."""
 
     versions: tuple[ModelVersion, ...]
@@ -260,17 +344,18 @@ class IngestReport(_Shown):
 
 
 @frozen
-class Resolved(_Shown):
+class Resolved(Shown):
     """A version that stands on this disk, whole and verified.
 
     `uri` is pinned (``model://name/v3``), `path` the folder, or the file when one file was asked
-    for; `files` are its paths relative to `path`; `as_of` is when the registry was asked.
+    for; `files` are its paths relative to `path`; `version` is the model version, dataset version or
+    datum; `as_of` is when the registry was asked.
     """
 
     uri: str
     path: str
     files: tuple[str, ...]
-    version: ModelVersion
+    version: ModelVersion | DatasetVersion | Datum
     as_of: datetime
 
     def __fspath__(self) -> str:
@@ -280,7 +365,7 @@ class Resolved(_Shown):
         return self.path
 
 
-class Listing(_Shown, Sequence[T], Generic[T]):
+class Listing(Shown, Sequence[T], Generic[T]):
     """One page of an answer, read completely: a sequence of frozen values.
 
     `total` counts all that match, `next()` reads the page after this one.
@@ -362,6 +447,9 @@ __all__ = [
     "Attachment",
     "AuditRecord",
     "Comment",
+    "Dataset",
+    "DatasetVersion",
+    "Datum",
     "Evaluation",
     "File",
     "IngestReport",

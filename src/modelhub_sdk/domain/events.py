@@ -19,6 +19,7 @@ from typing import Any, ClassVar, NewType
 from attrs import field, frozen
 
 from modelhub_sdk.domain.entities import File
+from modelhub_sdk.domain.lineage import Code, Environment, RunInput
 from modelhub_sdk.domain.values import Frozen, Value, from_json, number, to_json
 
 Sealed = NewType("Sealed", str)
@@ -81,6 +82,11 @@ class Event:
     """One thing that happened. Never used directly."""
 
     kind: ClassVar[str] = ""
+
+    @property
+    def about(self) -> tuple[str, int]:
+        """What it concerns, as the index keys it: a model's name, or ``dataset:<name>``, and a number (0: itself)."""
+        return getattr(self, "model", ""), getattr(self, "number", 0)
 
 
 # --- the registry -----------------------------------------------------------------------------------
@@ -303,7 +309,178 @@ class VersionPurged(Event):
     reason: Sealed | None = None
 
 
+# --- data -------------------------------------------------------------------------------------------
+
+
+@frozen
+class _OfDataset(Event):
+    """What concerns a dataset, or its version *number*; the first has number 1."""
+
+    dataset: str
+
+    @property
+    def about(self) -> tuple[str, int]:
+        """The dataset and, where there is one, the number of the version."""
+        return "dataset:" + self.dataset, getattr(self, "number", 0)
+
+
+@frozen
+class DatasetCreated(_OfDataset):
+    """A dataset came to be. `texts`: title, description, owner."""
+
+    kind: ClassVar[str] = "dataset.created"
+    texts: Mapping[str, Sealed | None] = Frozen()
+    fields: Mapping[str, Sealed | None] = Frozen()
+    tags: tuple[str, ...] = ()
+    projects: tuple[str, ...] = ()
+
+
+@frozen
+class DatasetVersionCreated(_OfDataset):
+    """A version of a dataset: a name, and files that never change.
+
+    `base` is the URI of the version that it started from. The rest is as in `VersionRegistered`.
+    """
+
+    kind: ClassVar[str] = "dataset_version.created"
+    version: str
+    number: int
+    manifest: str
+    size: int
+    files: tuple[File, ...] = ()
+    document: str | None = None
+    base: str | None = None
+    tags: tuple[str, ...] = ()
+    fields: Mapping[str, Sealed | None] = Frozen()
+    run_id: str | None = None
+    content: Sealed | None = None
+    key: str | None = None
+
+
+@frozen
+class DatasetAliasMoved(_OfDataset):
+    """An alias points at this version from now on."""
+
+    kind: ClassVar[str] = "dataset_alias.moved"
+    alias: str
+    version: str
+    reason: Sealed | None = None
+
+
+@frozen
+class DatasetAliasDeleted(_OfDataset):
+    """An alias points at nothing from now on."""
+
+    kind: ClassVar[str] = "dataset_alias.deleted"
+    alias: str
+    reason: Sealed | None = None
+
+
+@frozen
+class DatumNoted:
+    """One stored file with an id of its own."""
+
+    id: str
+    name: str
+    size: int
+    digest: str
+    tags: tuple[str, ...] = ()
+    fields: Mapping[str, Value] = Frozen()
+
+
+@frozen
+class DatumsStored(Event):
+    """Outputs that were stored for their own sake; `fields` of each are the properties of its sidecar."""
+
+    kind: ClassVar[str] = "datums.stored"
+    datums: tuple[DatumNoted, ...]
+    run_id: str | None = None
+
+    @property
+    def about(self) -> tuple[str, int]:
+        """The run."""
+        return ("run:" + self.run_id if self.run_id else ""), 0
+
+
+@frozen
+class DatumAliasMoved(Event):
+    """The alias of a datum points at this one from now on."""
+
+    kind: ClassVar[str] = "datum_alias.moved"
+    alias: str
+    datum: str
+
+    @property
+    def about(self) -> tuple[str, int]:
+        """The datum."""
+        return "datum:" + self.datum, 0
+
+
 # --- runs and uses ----------------------------------------------------------------------------------
+
+
+@frozen
+class RunStarted(Event):
+    """A run began, or (attempt 2, 3 …) went on after it was interrupted.
+
+    `packages` is the document of what was installed; `process` tells its own host whether it lives.
+    """
+
+    kind: ClassVar[str] = "run.started"
+    run_id: str
+    name: str
+    attempt: int = 1
+    project: str | None = None
+    step: str | None = None
+    pipeline: str | None = None
+    group: str | None = None
+    parent: str | None = None
+    command: Sealed | None = None
+    code: Code = field(factory=Code)
+    environment: Environment = field(factory=Environment)
+    packages: str | None = None
+    process: str | None = None
+    params: Mapping[str, Value] = Frozen()
+    tags: tuple[str, ...] = ()
+
+    @property
+    def about(self) -> tuple[str, int]:
+        """The run, and which attempt at it."""
+        return "run:" + self.run_id, self.attempt
+
+
+@frozen
+class RunFinished(Event):
+    """A run ended: ``completed`` or ``failed``.
+
+    `params` are those that were set or changed while it was on, `metrics` the last value of each key,
+    `series` the document of all of them, `traceback` that of what stopped it. `inputs` stand in the
+    document `document` if they are many.
+    """
+
+    kind: ClassVar[str] = "run.finished"
+    run_id: str
+    status: str
+    attempt: int = 1
+    duration: float | None = None
+    exit_status: int | None = None
+    exception: Sealed | None = None
+    traceback: str | None = None
+    params: Mapping[str, Value] = Frozen()
+    metrics: Mapping[str, Value] = Frozen()
+    series: str | None = None
+    inputs: tuple[RunInput, ...] = ()
+    document: str | None = None
+    files: tuple[File, ...] = ()
+    script: str | None = None
+    unseen: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    alerts: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def about(self) -> tuple[str, int]:
+        """The run, and which attempt at it."""
+        return "run:" + self.run_id, self.attempt
 
 
 @frozen
@@ -319,7 +496,14 @@ class OutputsIngested(Event):
     outputs: tuple[Mapping[str, Any], ...] = ()
     document: str | None = None
     versions: tuple[str, ...] = ()
+    dataset_versions: tuple[str, ...] = ()
+    datums: tuple[str, ...] = ()
     alerts: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def about(self) -> tuple[str, int]:
+        """The run."""
+        return ("run:" + self.run_id if self.run_id else ""), 0
 
 
 @frozen
@@ -373,6 +557,14 @@ KINDS: dict[str, type[Event]] = {
         Archived,
         Restored,
         VersionPurged,
+        DatasetCreated,
+        DatasetVersionCreated,
+        DatasetAliasMoved,
+        DatasetAliasDeleted,
+        DatumsStored,
+        DatumAliasMoved,
+        RunStarted,
+        RunFinished,
         OutputsIngested,
         UsesRecorded,
     )

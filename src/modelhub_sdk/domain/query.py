@@ -47,7 +47,9 @@ __all__ = [
     "MAX_LENGTH",
     "MAX_LIMIT",
     "MAX_WILDCARDS",
+    "DATASET_FIELDS",
     "MODEL_FIELDS",
+    "RUN_FIELDS",
     "VERSION_FIELDS",
     "Condition",
     "Fieldset",
@@ -72,8 +74,8 @@ MAX_WILDCARDS = 10
 MAX_LIMIT = 10_000
 _MAX_KEY = 250
 
-Kind = Literal["text", "integer", "time", "flag", "set", "map"]
-"""What a field holds: one text, one whole number, one time, true or false, several texts, values by key."""
+Kind = Literal["text", "integer", "number", "time", "flag", "set", "map"]
+"""What a field holds: one text, one whole number, one number, one time, true or false, several texts, values by key."""
 Op = Literal["=", "!=", "<", "<=", ">", ">=", "~", "LIKE", "ILIKE"]
 Getter: TypeAlias = Callable[[str, str | None], Any]
 """``(field, key) -> value``: a str, int, datetime, bool, collection of str, or value; None if not there."""
@@ -83,6 +85,7 @@ _TEXT_OPS = ("=", "!=", "<", "<=", ">", ">=", "~", "LIKE", "ILIKE")
 _OPS: Mapping[Kind, tuple[str, ...]] = {
     "text": _TEXT_OPS,
     "integer": ("=", "!=", "<", "<=", ">", ">="),
+    "number": ("=", "!=", "<", "<=", ">", ">="),
     "time": ("=", "<", "<=", ">", ">="),
     "flag": ("=", "!="),
     "set": ("=", "!=", "~", "LIKE", "ILIKE"),
@@ -152,6 +155,50 @@ MODEL_FIELDS = Fieldset(
     ),
     synonyms=Frozen(model="name", projects="project", tag="tags"),
     choices=Frozen(status=_STATUSES),
+)
+
+
+DATASET_FIELDS = Fieldset(
+    of="datasets",
+    kinds=Frozen(
+        name="text",
+        title="text",
+        description="text",
+        owner="text",
+        project="set",
+        tags="set",
+        created_at="time",
+        created_by="text",
+        modified_at="time",
+        fields="map",
+    ),
+    synonyms=Frozen(dataset="name", projects="project", tag="tags"),
+)
+
+RUN_FIELDS = Fieldset(
+    of="runs",
+    kinds=Frozen(
+        id="text",
+        name="text",
+        status="text",
+        project="text",
+        step="text",
+        pipeline="text",
+        group="text",
+        parent="text",
+        commit="text",
+        user="text",
+        tags="set",
+        metrics="map",
+        params="map",
+        started_at="time",
+        ended_at="time",
+        duration="number",
+    ),
+    synonyms=Frozen(
+        run_id="id", run="id", tag="tags", started="started_at", ended="ended_at", created_by="user"
+    ),
+    choices=Frozen(status=("running", "completed", "failed", "interrupted")),
 )
 
 
@@ -522,9 +569,11 @@ class _Reader:
             if isinstance(value, bool) and op not in ("=", "!="):
                 self.fail("true and false have no order.", "Use = or !=.", at=span)
             return value if isinstance(value, str) else float(value)
-        if kind == "integer":
+        if kind in ("integer", "number"):
             if isinstance(value, (str, bool)):
                 self.fail(f"{name} is a number.", "Write it without quotes.", at=span)
+            if kind == "number":
+                return float(value)
             if value != int(value) or not -(2**63) <= value < 2**63:
                 self.fail(f"{name} is a whole number below 2^63.", at=span)
             return int(value)

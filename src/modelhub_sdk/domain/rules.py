@@ -386,6 +386,63 @@ def purge(
     ]
 
 
+# --- data -------------------------------------------------------------------------------------------
+
+
+def create_dataset(there: bool, seal: Sealer, name: str, changes: Changes) -> list[Event]:
+    """A new dataset; its name is new for ever."""
+    if there:
+        raise Conflict(
+            f"The dataset {shown(name)} exists already.",
+            hint=f'Add to it: reg.create_dataset_version("dataset://{name}/v1", files).',
+        )
+    return [
+        ev.DatasetCreated(
+            dataset=name,
+            texts=_sealed(seal, {k: v for k, v in changes.texts.items() if v}),
+            fields=_sealed_fields(seal, {k: v for k, v in changes.fields.items() if v is not None}),
+            tags=_unique(changes.tags or ()),
+            projects=_unique(changes.projects or ()),
+        )
+    ]
+
+
+def dataset_version_is_free(name: str, version: str, taken: bool, alias: bool) -> None:
+    """Raise Conflict when a version's name is that of another version or of an alias."""
+    if version == "latest":
+        raise InvalidName(
+            f"dataset://{name}/latest names the newest version, and cannot be one.",
+            hint="Write for example v1.",
+        )
+    if taken or alias:
+        raise Conflict(
+            f"dataset://{name}/{version} exists already{', as an alias' if alias else ''}: versions never change.",
+            hint="Choose another name for the new version.",
+        )
+
+
+def dataset_alias_is_free(name: str, alias: str, taken: bool) -> None:
+    """Raise Conflict when an alias would have the name of a version."""
+    if taken:
+        raise Conflict(
+            f"{shown(alias)} is a version of the dataset {shown(name)}: it cannot be an alias too.",
+            hint="Versions and aliases share one namespace; choose another name.",
+        )
+
+
+def same_key(before: tuple[int, int, str | None] | None, key: str, content: str, what: str) -> int | None:
+    """Return the number that an idempotency key made before, None when it is new."""
+    if before is None:
+        return None
+    if before[2] not in (None, content):
+        raise KeyReused(
+            f"The idempotency key {shown(key)} was used for other content of {what}.",
+            hint="Use a new key for new content.",
+            seq=before[0],
+        )
+    return before[1]
+
+
 # --- parts ------------------------------------------------------------------------------------------
 
 

@@ -41,6 +41,7 @@ __all__ = [
     "Number",
     "Selector",
     "is_moving",
+    "node_of",
     "parse_ref",
     "parse_selector",
     "parse_uri",
@@ -247,6 +248,16 @@ def parse_selector(text: object) -> Selector:
     """
     parser = _Parser(text)
     return parser.selector(0, len(parser.text))
+
+
+def node_of(text: str) -> str:
+    """Return the URI *text* without the path to a file in a version; what is no such URI is returned as it is.
+
+    Never raises: lineage is drawn from whatever was written down.
+    """
+    if not text.startswith(("model://", "dataset://")):
+        return text
+    return "/".join(text.split("/", 4)[:4])
 
 
 def is_moving(selector: Selector | None) -> bool:

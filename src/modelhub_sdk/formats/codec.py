@@ -9,19 +9,40 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import cattrs
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
-from modelhub_sdk.domain.entities import Attachment, Comment, Evaluation, File, ModelVersion
-from modelhub_sdk.domain.events import FORMAT, KINDS, Entry, Event, Sealed, Sealer, Unknown, UseNoted
+from modelhub_sdk.domain.entities import (
+    Attachment,
+    Comment,
+    DatasetVersion,
+    Datum,
+    Evaluation,
+    File,
+    ModelVersion,
+)
+from modelhub_sdk.domain.events import (
+    FORMAT,
+    KINDS,
+    DatumNoted,
+    Entry,
+    Event,
+    Sealed,
+    Sealer,
+    Unknown,
+    UseNoted,
+)
+from modelhub_sdk.domain.lineage import Code, Environment, RunInput
 from modelhub_sdk.domain.values import Frozen, from_json, to_json
 from modelhub_sdk.errors import InvalidDocument, JournalTooNew, shown
 from modelhub_sdk.ports import Record
+
+V = TypeVar("V", ModelVersion, DatasetVersion, Datum)
 
 GENESIS = "0" * 64
 """The chain digest before the first entry."""
@@ -200,19 +221,30 @@ def structure(raw: Mapping[str, Any]) -> Event:
     return event
 
 
-def unstructure_version(version: ModelVersion) -> dict[str, Any]:
+def unstructure_version(version: ModelVersion | DatasetVersion | Datum) -> dict[str, Any]:
     """Return a version as plain JSON types, for the cache's own notes."""
     plain: dict[str, Any] = _converter().unstructure(version)
     return plain
 
 
-def structure_version(raw: Mapping[str, Any]) -> ModelVersion:
+def structure_version(raw: Mapping[str, Any], kind: type[V]) -> V:
     """Return the version that `unstructure_version` wrote; any damage raises KeyError, TypeError or ValueError."""
     try:
-        version: ModelVersion = _converter().structure(raw, ModelVersion)
+        version: V = _converter().structure(raw, kind)
     except (cattrs.StructureHandlerNotFoundError, cattrs.BaseValidationError) as error:
         raise ValueError(str(type(error).__name__)) from None
     return version
+
+
+def unstructure_inputs(inputs: Sequence[RunInput]) -> list[Any]:
+    """Return what a run read as plain JSON types, for a document."""
+    return [_converter().unstructure(one) for one in inputs]
+
+
+def structure_input(raw: Mapping[str, Any]) -> RunInput:
+    """Return one of the inputs that `unstructure_inputs` wrote."""
+    one: RunInput = _converter().structure(raw, RunInput)
+    return one
 
 
 @functools.cache
@@ -220,7 +252,21 @@ def _converter() -> cattrs.Converter:
     conv = cattrs.Converter(detailed_validation=False, omit_if_default=True)
     conv.register_unstructure_hook(datetime, print_time)
     conv.register_structure_hook(datetime, lambda text, _: parse_time(text))
-    ours = frozenset((File, UseNoted, Evaluation, Attachment, Comment, ModelVersion, *KINDS.values()))
+    parts = (
+        File,
+        UseNoted,
+        Evaluation,
+        Attachment,
+        Comment,
+        ModelVersion,
+        DatasetVersion,
+        Datum,
+        DatumNoted,
+        Code,
+        Environment,
+        RunInput,
+    )
+    ours = frozenset((*parts, *KINDS.values()))
 
     def hooks(cls: type, which: int) -> Any:
         name = ("unstruct_hook", "struct_hook")[which]
@@ -240,6 +286,11 @@ def _converter() -> cattrs.Converter:
         lambda cls: make_dict_structure_fn(cls, conv, _cattrs_detailed_validation=False, **hooks(cls, 1)),
     )
     return conv
+
+
+def values(raw: Mapping[str, Any]) -> Frozen:
+    """Return the mapping of values that plain JSON types *raw* stand for."""
+    return _values_in(raw, None)
 
 
 def _values_out(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -262,6 +313,14 @@ def _files_out(files: tuple[File, ...]) -> list[dict[str, Any]]:
 
 def _files_in(raw: list[Mapping[str, Any]], _type: Any) -> tuple[File, ...]:
     return tuple(File(row["path"], row["size"], row["digest"]) for row in raw)
+
+
+def _packages_out(packages: Any) -> Any:
+    return packages if packages is None or isinstance(packages, str) else dict(packages)
+
+
+def _packages_in(raw: Any, _type: Any) -> Any:
+    return raw if raw is None or isinstance(raw, str) else Frozen(raw)
 
 
 def _weights_out(weights: Mapping[int, int]) -> dict[str, int]:
@@ -289,6 +348,9 @@ _HOOKS: dict[str, _Hooks] = {
     "texts": (_values_out, _values_in),
     "fields": (_values_out, _values_in),
     "weights": (_weights_out, _weights_in),
+    "hardware": (_values_out, _values_in),
+    "packages": (_packages_out, _packages_in),
+    "properties": (_values_out, _values_in),
     "outputs": (_rows_out, _rows_in),
     "alerts": (_rows_out, _rows_in),
 }
@@ -308,9 +370,12 @@ __all__ = [
     "print_time",
     "private_problems",
     "structure",
+    "structure_input",
     "structure_version",
     "texts",
     "unstructure",
+    "unstructure_inputs",
     "unstructure_version",
+    "values",
     "without",
 ]

@@ -13,6 +13,7 @@ from math import isfinite
 from typing import Any
 
 from modelhub_sdk.domain import events as ev
+from modelhub_sdk.domain.uri import node_of
 from modelhub_sdk.domain.values import Value, leaves, number, text_of, to_json
 from modelhub_sdk.formats import codec
 from modelhub_sdk.index import schema
@@ -28,11 +29,17 @@ def micros(at: datetime) -> int:
     return (delta.days * 86400 + delta.seconds) * 1_000_000 + delta.microseconds
 
 
+# What may lawfully come twice: a use that two writers took from the inbox, a model of an old scope.
+_TWICE = dict.fromkeys(
+    ("used", "gone", "text", "key", "model", "fact", "dataset", "datum", "run", "finish", "edge", "metric"),
+    " ON CONFLICT DO NOTHING",
+) | {
+    # A run may change a parameter while it is on.
+    "param": " ON CONFLICT (model, number, name) DO UPDATE SET value = excluded.value, text = excluded.text"
+}
 _COLUMNS = {table.name: len(table.columns) for table in schema.TABLES}
 _INSERT = {
-    name: f"INSERT INTO @{name} VALUES ({', '.join('?' * count)})"
-    # What may lawfully come twice: a use that two writers took from the inbox, a model of an old scope.
-    + (" ON CONFLICT DO NOTHING" if name in ("used", "gone", "text", "key", "model", "fact") else "")
+    name: f"INSERT INTO @{name} VALUES ({', '.join('?' * count)})" + _TWICE.get(name, "")
     for name, count in _COLUMNS.items()
 }
 _CLOSE = "UPDATE @fact SET until = ? WHERE model = ? AND number = ? AND name = ? AND until = ?"
@@ -53,6 +60,7 @@ class Batch:
         self._gone: list[tuple[str, str, str]] = []
         self._leaves: list[tuple[str, int, str, str]] = []
         self.seq = 0
+        self.at = 0
         self.n = 0
         self.texts: Mapping[str, str] = {}
 
@@ -122,6 +130,7 @@ class Batch:
 def fold(batch: Batch, entry: ev.Entry) -> None:
     """Add the row changes of *entry* to *batch*."""
     batch.seq = entry.seq
+    batch.at = micros(entry.at)
     batch.texts = entry.private
     batch.insert(
         "entry",
@@ -141,8 +150,7 @@ def fold(batch: Batch, entry: ev.Entry) -> None:
             entry.seq,
             n,
             event.name if isinstance(event, ev.Unknown) else event.kind,
-            getattr(event, "model", ""),
-            getattr(event, "number", 0),
+            *event.about,
             document,
         )
         _fold(event, batch)
@@ -220,6 +228,11 @@ def _(event: ev.VersionRegistered, batch: Batch) -> None:
     batch.many("file", [(model, version, file.path, file.size, file.digest) for file in event.files])
     _texts(batch, model, version, event.texts, event.fields)
     _add(batch, model, version, "tag", event.tags)
+    uri = f"model://{model}/v{version}"
+    if event.run_id is not None:
+        _edge(batch, "run:" + event.run_id, uri)
+    for source in event.inputs if event.run_id is None else ():
+        _edge(batch, source, uri)
     if event.key is not None:
         batch.insert("key", "model:" + model, event.key, batch.seq, version, event.content or "")
 
@@ -261,8 +274,115 @@ def _(event: ev.VersionPurged, batch: Batch) -> None:
 
 
 @_fold.register
+def _(event: ev.DatasetCreated, batch: Batch) -> None:
+    subject, _number = event.about
+    batch.insert("dataset", subject, event.dataset, batch.seq, batch.n)
+    _texts(batch, subject, 0, event.texts, event.fields)
+    _add(batch, subject, 0, "tag", event.tags)
+    _add(batch, subject, 0, "project", event.projects)
+
+
+@_fold.register
+def _(event: ev.DatasetVersionCreated, batch: Batch) -> None:
+    subject, number = event.about
+    batch.insert(
+        "datasetversion",
+        subject,
+        number,
+        event.version,
+        batch.seq,
+        batch.n,
+        event.manifest,
+        event.size,
+        event.run_id,
+    )
+    batch.many("file", [(subject, number, file.path, file.size, file.digest) for file in event.files])
+    _texts(batch, subject, number, {}, event.fields)
+    _add(batch, subject, number, "tag", event.tags)
+    uri = f"dataset://{event.dataset}/{event.version}"
+    if event.base is not None:
+        _edge(batch, event.base, uri, "based on")
+    if event.run_id is not None:
+        _edge(batch, "run:" + event.run_id, uri)
+    if event.key is not None:
+        batch.insert("key", subject, event.key, batch.seq, number, event.content or "")
+
+
+@_fold.register
+def _(event: ev.DatasetAliasMoved, batch: Batch) -> None:
+    value = {"version": event.version, "seq": batch.seq, "reason": event.reason}
+    batch.become(event.about[0], 0, "alias:" + event.alias, json.dumps(value, sort_keys=True))
+
+
+@_fold.register
+def _(event: ev.DatasetAliasDeleted, batch: Batch) -> None:
+    batch.end(event.about[0], 0, "alias:" + event.alias)
+
+
+@_fold.register
+def _(event: ev.DatumsStored, batch: Batch) -> None:
+    for datum in event.datums:
+        batch.insert(
+            "datum", datum.id, datum.name, datum.size, datum.digest, event.run_id, batch.seq, batch.n
+        )
+        _add(batch, "datum:" + datum.id, 0, "tag", datum.tags)
+        if event.run_id is not None:
+            _edge(batch, "run:" + event.run_id, "datum://" + datum.id, datum.name)
+
+
+@_fold.register
+def _(event: ev.DatumAliasMoved, batch: Batch) -> None:
+    batch.become("datum", 0, "alias:" + event.alias, event.datum)
+
+
+@_fold.register
+def _(event: ev.RunStarted, batch: Batch) -> None:
+    subject, attempt = event.about
+    batch.insert(
+        "run",
+        subject,
+        attempt,
+        event.run_id,
+        event.name,
+        event.project,
+        event.step,
+        event.pipeline,
+        event.group,
+        event.parent,
+        event.code.commit,
+        batch.seq,
+        batch.n,
+    )
+    batch.state(subject, attempt, "status", "running")
+    _add(batch, subject, attempt, "tag", event.tags)
+    batch.many("param", [(subject, attempt, name, *_cell(value)) for name, value in event.params.items()])
+    code = event.code.commit or event.code.script
+    if code is not None:
+        _edge(batch, "code:" + code, subject, event.code.entry or "")
+    if event.parent is not None:
+        _edge(batch, "run:" + event.parent, subject, "started")
+
+
+@_fold.register
+def _(event: ev.RunFinished, batch: Batch) -> None:
+    subject, attempt = event.about
+    batch.become(subject, attempt, "status", event.status)
+    batch.insert("finish", subject, attempt, batch.at, event.duration, batch.seq, batch.n)
+    batch.many("param", [(subject, attempt, name, *_cell(value)) for name, value in event.params.items()])
+    batch.many("metric", [(subject, attempt, name, *_cell(value)) for name, value in event.metrics.items()])
+    _add(batch, subject, attempt, "tag", event.tags)
+    for one in event.inputs:
+        if one.uri.startswith(("model://", "dataset://", "datum://")):
+            _edge(batch, one.uri, subject, one.name or "")
+        for file in one.files if one.uri.startswith("file:") else ():
+            _edge(batch, "file:" + file.digest, subject, one.name or file.path)
+
+
+@_fold.register
 def _(event: ev.OutputsIngested, batch: Batch) -> None:
     batch.insert("key", "outputs", event.key, batch.seq, batch.n, "")
+    for row in event.outputs if event.run_id is not None else ():
+        _edge(batch, f"run:{event.run_id}", f"file:{row['digest']}", row["path"])
 
 
 @_fold.register
@@ -280,6 +400,10 @@ def _(event: ev.UsesRecorded, batch: Batch) -> None:
             use.run_id,
             batch.seq,
         )
+
+
+def _edge(batch: Batch, source: str, target: str, label: str = "") -> None:
+    batch.insert("edge", node_of(source), target, label, batch.seq)
 
 
 def _texts(

@@ -69,24 +69,24 @@ class View:
     """Reads of the index, as of entry *at*."""
 
     def __init__(self, sql: Sql, at: int = NOW) -> None:
-        self._sql = sql
+        self.sql = sql
         self.at = at
 
     # --- the registry --------------------------------------------------------------------------
 
     def head(self) -> tuple[int, str, datetime | None]:
         """Return seq, chain digest and time of the last entry folded."""
-        row = self._sql.one("SELECT seq, chain, at FROM @head WHERE one = 1")
+        row = self.sql.one("SELECT seq, chain, at FROM @head WHERE one = 1")
         return (row[0], row[1], when(row[2])) if row else (0, codec.GENESIS, None)
 
     def registry(self) -> str:
         """Return the id of the registry that was folded; empty when there is none."""
-        row = self._sql.one("SELECT registry FROM @head WHERE one = 1")
+        row = self.sql.one("SELECT registry FROM @head WHERE one = 1")
         return str(row[0]) if row else ""
 
     def settings(self) -> dict[str, Any]:
         """Return the registry's settings."""
-        rows = self._sql.all(
+        rows = self.sql.all(
             "SELECT f.name, t.body FROM @fact f JOIN @text t ON t.seal = f.value WHERE f.model = '' AND f.number = 0"
             " AND f.since <= ? AND f.until > ?",
             self.at,
@@ -96,12 +96,12 @@ class View:
 
     def seq_at(self, moment: datetime) -> int:
         """Return the last entry that is not after *moment*; 0 before the first."""
-        row = self._sql.one("SELECT max(seq) FROM @entry WHERE at <= ?", micros(moment))
+        row = self.sql.one("SELECT max(seq) FROM @entry WHERE at <= ?", micros(moment))
         return (row[0] if row else 0) or 0
 
     def key(self, scope: str, key: str) -> tuple[int, int, str | None] | None:
         """Return (seq, number, digest of the content) behind an idempotency key; None for an erased digest."""
-        row = self._sql.one(
+        row = self.sql.one(
             "SELECT k.seq, k.number, (SELECT t.body FROM @text t WHERE t.seal = k.content) FROM @key k"
             " WHERE k.scope = ? AND k.key = ?",
             scope,
@@ -114,7 +114,7 @@ class View:
         before = self.key("outputs", key)
         if before is None:
             return None
-        row = self._sql.one("SELECT doc FROM @event WHERE seq = ? AND n = ?", before[0], before[1])
+        row = self.sql.one("SELECT doc FROM @event WHERE seq = ? AND n = ?", before[0], before[1])
         event = codec.structure(json.loads(row[0] if row else "{}"))
         return event if isinstance(event, ev.OutputsIngested) else None
 
@@ -122,13 +122,13 @@ class View:
         """Return the seals erased from each of *seqs*."""
         found: dict[int, set[str]] = {}
         for seq in seqs:
-            found[seq] = {row[0] for row in self._sql.all("SELECT seal FROM @gone WHERE seq = ?", seq)}
+            found[seq] = {row[0] for row in self.sql.all("SELECT seal FROM @gone WHERE seq = ?", seq)}
         return found
 
     def all_redacted(self) -> dict[int, set[str]]:
         """Return all seals that were erased, by entry."""
         found: dict[int, set[str]] = {}
-        for seq, seal in self._sql.all("SELECT seq, seal FROM @gone"):
+        for seq, seal in self.sql.all("SELECT seq, seal FROM @gone"):
             found.setdefault(seq, set()).add(seal)
         return found
 
@@ -136,27 +136,27 @@ class View:
 
     def has_model(self, name: str) -> bool:
         """Return whether the model exists."""
-        return self._sql.one("SELECT 1 FROM @model WHERE model = ? AND seq <= ?", name, self.at) is not None
+        return self.sql.one("SELECT 1 FROM @model WHERE model = ? AND seq <= ?", name, self.at) is not None
 
     def model_names(self) -> list[str]:
         """Return all names of models."""
         return [
-            row[0] for row in self._sql.all("SELECT model FROM @model WHERE seq <= ? ORDER BY model", self.at)
+            row[0] for row in self.sql.all("SELECT model FROM @model WHERE seq <= ? ORDER BY model", self.at)
         ]
 
     def last_number(self, model: str) -> int:
         """Return the highest version number given, 0 for none."""
-        row = self._sql.one("SELECT max(number) FROM @version WHERE model = ? AND seq <= ?", model, self.at)
+        row = self.sql.one("SELECT max(number) FROM @version WHERE model = ? AND seq <= ?", model, self.at)
         return (row[0] if row else 0) or 0
 
     def latest(self, model: str) -> int | None:
         """Return the highest number that is approved and not archived."""
-        row = self._sql.one(_LATEST, model, self.at, self.at, self.at, self.at)
+        row = self.sql.one(_LATEST, model, self.at, self.at, self.at, self.at)
         return row[0] if row else None
 
     def with_status(self, model: str, status: str, limit: int = 20) -> tuple[int, ...]:
         """Return the newest numbers with *status*."""
-        rows = self._sql.all(
+        rows = self.sql.all(
             "SELECT number FROM @fact WHERE model = ? AND name = 'status' AND value = ? AND since <= ? AND until > ?"
             " ORDER BY number DESC LIMIT ?",
             model,
@@ -169,7 +169,7 @@ class View:
 
     def facts(self, model: str, number: int) -> list[tuple[str, str]]:
         """Return what holds of a version, or of the model (number 0), as (name, value)."""
-        return [(row[0], row[1]) for row in self._sql.all(_FACTS, model, number, self.at, self.at)]
+        return [(row[0], row[1]) for row in self.sql.all(_FACTS, model, number, self.at, self.at)]
 
     def models(
         self,
@@ -182,28 +182,13 @@ class View:
         hide_archived: bool,
     ) -> tuple[list[Model], int]:
         """Return a page of models and the number of all that match."""
-        clause = search.where(query, "models", self._sql.dialect, self.at)
+        clause = search.where(query, "models", self.sql.dialect, self.at)
         clause.add("v.seq <= ?", self.at)
         if hide_archived:
             clause.add(*_not_archived("0", self.at))
         if text:
-            pieces = [
-                f"{function}(lower(x), ?) > 0"
-                for function in ["instr" if self._sql.dialect == "sqlite" else "strpos"]
-            ]
-            has = pieces[0]
-            lowered = text.translate({upper: upper + 32 for upper in range(65, 91)})
-            clause.add(
-                has.replace("x", "v.model")
-                + " OR EXISTS (SELECT 1 FROM @fact f JOIN @text t ON t.seal = f.value WHERE f.model = v.model"
-                " AND f.number = 0 AND f.name IN ('text:title', 'text:description')"
-                f" AND f.since <= ? AND f.until > ? AND {has.replace('x', 't.body')})",
-                lowered,
-                self.at,
-                self.at,
-                lowered,
-            )
-        names, total = self._page(
+            clause.add(*search.containing(self.sql.dialect, "v.model", self.at, text))
+        names, total = self.page(
             "SELECT v.model FROM @model v", "@model v", clause, order, "models", limit, offset
         )
         return self._load_models([row[0] for row in names]), total
@@ -230,7 +215,7 @@ class View:
             " AND a.name = 'archived' AND a.since <= ? AND a.until > ?)"
         )
         facts: dict[str, list[tuple[str, str]]] = {name: [] for name in names}
-        for model, name, value in self._sql.all(
+        for model, name, value in self.sql.all(
             f"SELECT model, name, value FROM @fact WHERE model IN {marks} AND number = 0 AND since <= ? AND until > ?"
             " ORDER BY since, value",
             *names,
@@ -241,7 +226,7 @@ class View:
             name: {"pending": 0, "approved": 0, "rejected": 0} for name in names
         }
         latest: dict[str, int] = {}
-        for model, status, count, highest in self._sql.all(
+        for model, status, count, highest in self.sql.all(
             f"SELECT f.model, f.value, count(*), max(f.number) {live} GROUP BY f.model, f.value",
             *names,
             *now,
@@ -265,18 +250,18 @@ class View:
                 self.at,
             )
         )
-        entries = self._entries([*born.values(), *changed.values()])
-        seals = [seal for name in names for seal in _seals(facts[name])]
-        texts = self._texts([*seals, *(entries[seq][1] for seq in born.values())])
+        entries = self.entries([*born.values(), *changed.values()])
+        seals = [seal for name in names for seal in seals_in(facts[name])]
+        texts = self.texts([*seals, *(entries[seq][1] for seq in born.values())])
         return [
             Model(
                 name=name,
-                title=_text(facts[name], "title", texts),
-                description=_text(facts[name], "description", texts),
-                fields=_fields(facts[name], texts),
-                tags=_all(facts[name], "tag"),
-                owner=_text(facts[name], "owner", texts),
-                projects=_all(facts[name], "project"),
+                title=text_value(facts[name], "title", texts),
+                description=text_value(facts[name], "description", texts),
+                fields=field_values(facts[name], texts),
+                tags=all_values(facts[name], "tag"),
+                owner=text_value(facts[name], "owner", texts),
+                projects=all_values(facts[name], "project"),
                 created_at=entries[born[name]][0],
                 created_by=texts.get(entries[born[name]][1]),
                 modified_at=entries[changed[name]][0],
@@ -297,15 +282,15 @@ class View:
         ]
 
     def _pairs(self, statement: str, *values: Any) -> list[tuple[str, int]]:
-        return [(row[0], row[1]) for row in self._sql.all(statement, *values)]
+        return [(row[0], row[1]) for row in self.sql.all(statement, *values)]
 
     def alias(self, model: str, alias: str) -> Alias | None:
         """Return an alias, None when it points at nothing."""
         for name, value in self.facts(model, 0):
             if name == "alias:" + alias:
                 raw = json.loads(value)
-                entry = self._entries([raw["seq"]])[raw["seq"]]
-                texts = self._texts([entry[1], raw["reason"]])
+                entry = self.entries([raw["seq"]])[raw["seq"]]
+                texts = self.texts([entry[1], raw["reason"]])
                 return Alias(
                     model=model,
                     name=alias,
@@ -319,7 +304,7 @@ class View:
 
     def alias_history(self, model: str, alias: str) -> list[Mapping[int, int]]:
         """Return what the alias pointed at, newest first."""
-        rows = self._sql.all(
+        rows = self.sql.all(
             "SELECT value FROM @fact WHERE model = ? AND number = 0 AND name = ? AND since <= ? ORDER BY since DESC",
             model,
             "alias:" + alias,
@@ -331,7 +316,7 @@ class View:
 
     def state(self, model: str, number: int) -> VersionState | None:
         """Return what the rules need to know of a version, None when there is none."""
-        row = self._sql.one(
+        row = self.sql.one(
             "SELECT v.manifest, (SELECT max(e.seq) FROM @event e WHERE e.model = v.model AND e.number = v.number"
             " AND e.seq <= ?) FROM @version v WHERE v.model = ? AND v.number = ? AND v.seq <= ?",
             self.at,
@@ -344,12 +329,12 @@ class View:
         facts = self.facts(model, number)
         one = dict(facts)
         decided = int(one["decided"]) if "decided" in one else None
-        seals = _seals(facts)
+        seals = seals_in(facts)
         by = None
         if decided is not None:
-            by = self._entries([decided])[decided][1]
+            by = self.entries([decided])[decided][1]
             seals.append(by)
-        texts = self._texts(seals)
+        texts = self.texts(seals)
         return VersionState(
             model=model,
             number=number,
@@ -359,15 +344,15 @@ class View:
             seq=row[1],
             manifest=row[0],
             decided_by=texts.get(by) if by else None,
-            reason=_text(facts, "reason", texts),
-            tags=_all(facts, "tag"),
+            reason=text_value(facts, "reason", texts),
+            tags=all_values(facts, "tag"),
             texts=Frozen({n[5:]: texts.get(v) for n, v in facts if n.startswith("text:")}),
             fields=Frozen({n[6:]: texts.get(v) for n, v in facts if n.startswith("field:")}),
         )
 
     def by_manifest(self, model: str, manifest: str) -> int | None:
         """Return the highest approved version with this manifest, else the highest not archived."""
-        rows = self._sql.all(
+        rows = self.sql.all(
             "SELECT v.number, f.value FROM @version v JOIN @fact f ON f.model = v.model AND f.number = v.number"
             " AND f.name = 'status' AND f.since <= ? AND f.until > ? WHERE v.manifest = ? AND v.model = ? AND v.seq <= ?"
             " AND NOT EXISTS (SELECT 1 FROM @fact a WHERE a.model = v.model AND a.number = v.number"
@@ -382,6 +367,35 @@ class View:
         )
         approved = [number for number, status in rows if status == "approved"]
         return max(approved or [number for number, _ in rows], default=None)
+
+    def made_in_run(self, model: str, run_id: str, manifest: str) -> int | None:
+        """Return the version of a model that a run made of exactly these files, None when it made none."""
+        row = self.sql.one(
+            "SELECT max(number) FROM @version WHERE model = ? AND run_id = ? AND manifest = ? AND seq <= ?",
+            model,
+            run_id,
+            manifest,
+            self.at,
+        )
+        return row[0] if row else None
+
+    def used_by_run(self, run_id: str) -> list[str]:
+        """Return the URIs of what a run resolved, by the uses that are in the journal."""
+        rows = self.sql.all(
+            "SELECT u.model, u.number, d.name FROM @used u LEFT JOIN @datasetversion d ON d.model = u.model"
+            " AND d.number = u.number WHERE u.run_id = ? AND u.seq <= ? ORDER BY u.at, u.id",
+            run_id,
+            self.at,
+        )
+        found = []
+        for model, number, name in rows:
+            if model.startswith("dataset:"):
+                found.append(f"dataset://{model[8:]}/{name}")
+            else:
+                found.append(
+                    f"datum://{model[6:]}" if model.startswith("datum:") else f"model://{model}/v{number}"
+                )
+        return found
 
     def version(self, model: str, number: int) -> ModelVersion | None:
         """Return a version, None when there is none."""
@@ -399,20 +413,20 @@ class View:
         hide_archived: bool,
     ) -> tuple[list[ModelVersion], int]:
         """Return a page of versions and the number of all that match."""
-        clause = search.where(query, "versions", self._sql.dialect, self.at)
+        clause = search.where(query, "versions", self.sql.dialect, self.at)
         clause.add("v.seq <= ?", self.at)
         if model is not None:
             clause.add("v.model = ?", model)
         if hide_archived:
             clause.add(*_not_archived("v.number", self.at))
-        keys, total = self._page(
+        keys, total = self.page(
             "SELECT v.model, v.number FROM @version v", "@version v", clause, order, "versions", limit, offset
         )
         return self._load([(name, number) for name, number in keys]), total
 
     def holding(self, digest: str) -> list[Key]:
         """Return the versions with a file of this digest (those whose files stand in the index)."""
-        rows = self._sql.all(
+        rows = self.sql.all(
             "SELECT DISTINCT f.model, f.number FROM @file f JOIN @version v ON v.model = f.model AND v.number = f.number"
             " WHERE f.digest = ? AND v.seq <= ? ORDER BY f.model, f.number",
             digest,
@@ -422,7 +436,7 @@ class View:
 
     def documents(self) -> list[tuple[str, int, str]]:
         """Return (model, number, document) of the versions whose files stand in a document."""
-        rows = self._sql.all(
+        rows = self.sql.all(
             "SELECT e.model, e.number, e.doc FROM @event e JOIN @version v ON v.seq = e.seq AND v.n = e.n"
             " WHERE e.seq <= ? AND NOT EXISTS (SELECT 1 FROM @file f WHERE f.model = e.model AND f.number = e.number)",
             self.at,
@@ -436,7 +450,7 @@ class View:
 
     def registered(self, model: str, number: int) -> ev.VersionRegistered:
         """Return the event that registered a version, which exists."""
-        row = self._sql.one(
+        row = self.sql.one(
             "SELECT e.doc FROM @version v JOIN @event e ON e.seq = v.seq AND e.n = v.n"
             " WHERE v.model = ? AND v.number = ?",
             model,
@@ -450,7 +464,7 @@ class View:
         kept: set[str] = set()
         for start in range(0, len(wanted), _CHUNK):
             part = wanted[start : start + _CHUNK]
-            rows = self._sql.all(
+            rows = self.sql.all(
                 f"SELECT DISTINCT f.digest FROM @file f WHERE f.digest IN ({', '.join('?' * len(part))})"
                 " AND NOT EXISTS (SELECT 1 FROM @fact p WHERE p.model = f.model AND p.number = f.number"
                 " AND (p.name = 'purged' OR p.name = 'purged:' || f.path) AND p.until = ?)",
@@ -462,7 +476,7 @@ class View:
 
     def purged_since(self, moment: datetime) -> bool:
         """Return whether files were given up after *moment*."""
-        row = self._sql.one(
+        row = self.sql.one(
             "SELECT 1 FROM @entry n JOIN @event e ON e.seq = n.seq WHERE n.at >= ? AND e.kind = 'version.purged' LIMIT 1",
             micros(moment),
         )
@@ -477,11 +491,11 @@ class View:
             return None
         whole = any(n == "purged" for n, _ in facts)
         seq = max(int(value) for _, value in facts)
-        at, actor, _via = self._entries([seq])[seq]
+        at, actor, _via = self.entries([seq])[seq]
         reason: str = ""
-        for (doc,) in self._sql.all("SELECT doc FROM @event WHERE seq = ? AND kind = 'version.purged'", seq):
+        for (doc,) in self.sql.all("SELECT doc FROM @event WHERE seq = ? AND kind = 'version.purged'", seq):
             reason = json.loads(doc).get("reason") or ""
-        texts = self._texts([actor, reason])
+        texts = self.texts([actor, reason])
         paths = None if whole else frozenset(n[7:] for n, _ in facts)
         return at, texts.get(actor), texts.get(reason), paths
 
@@ -489,7 +503,7 @@ class View:
         self, model: str, number: int, kinds: Sequence[str]
     ) -> list[tuple[int, str, dict[str, Any]]]:
         """Return (seq, kind, event) of the events about a subject, for redaction; all kinds when *kinds* is empty."""
-        rows = self._sql.all(
+        rows = self.sql.all(
             "SELECT seq, kind, doc FROM @event WHERE model = ? AND number = ? AND seq <= ? ORDER BY seq, n",
             model,
             number,
@@ -500,26 +514,26 @@ class View:
     def events(self, *kinds: str) -> list[ev.Event]:
         """Return all events of some kinds, in order."""
         marks = ", ".join("?" * len(kinds))
-        rows = self._sql.all(
+        rows = self.sql.all(
             f"SELECT doc FROM @event WHERE kind IN ({marks}) AND seq <= ? ORDER BY seq, n", *kinds, self.at
         )
         return [codec.structure(json.loads(row[0])) for row in rows]
 
     # --- uses and audit ------------------------------------------------------------------------
 
-    def uses(self, model: str, number: int) -> list[Use]:
-        """Return the uses that are in the journal, oldest first."""
-        rows = self._sql.all(
+    def uses(self, model: str, number: int, uri: str | None = None) -> list[Use]:
+        """Return the uses of a version (of the model, where *uri* is not given) that are in the journal, oldest first."""
+        rows = self.sql.all(
             "SELECT id, asked, at, actor, host, run_id FROM @used WHERE model = ? AND number = ? AND seq <= ? ORDER BY at, id",
             model,
             number,
             self.at,
         )
-        texts = self._texts([row[3] for row in rows] + [row[4] for row in rows])
+        texts = self.texts([row[3] for row in rows] + [row[4] for row in rows])
         return [
             Use(
                 id=row[0],
-                uri=f"model://{model}/v{number}",
+                uri=uri or f"model://{model}/v{number}",
                 asked=row[1],
                 at=when(row[2]),
                 actor=texts.get(row[3]),
@@ -535,7 +549,7 @@ class View:
         for start in range(0, len(ids), _CHUNK):
             part = ids[start : start + _CHUNK]
             marks = ", ".join("?" * len(part))
-            for one, at in self._sql.all(
+            for one, at in self.sql.all(
                 f"SELECT u.id, e.at FROM @used u JOIN @entry e ON e.seq = u.seq WHERE u.id IN ({marks})",
                 *part,
             ):
@@ -544,7 +558,7 @@ class View:
 
     def recent_uses(self, since: datetime) -> dict[str, datetime]:
         """Return the ids of the uses that entered the journal after *since*, with the time of their entry."""
-        rows = self._sql.all(
+        rows = self.sql.all(
             "SELECT u.id, e.at FROM @entry e JOIN @used u ON u.seq = e.seq WHERE e.scope = 'registry' AND e.at >= ?",
             micros(since),
         )
@@ -563,7 +577,7 @@ class View:
         offset: int,
     ) -> tuple[list[AuditRecord], int]:
         """Return a page of what happened, newest first, and the number of all that match."""
-        clause = search.Clause(self._sql.dialect, self.at)
+        clause = search.Clause(self.sql.dialect, self.at)
         clause.add("x.seq <= ?", self.at)
         if subject is not None:
             if whole_model:
@@ -579,17 +593,17 @@ class View:
         if until is not None:
             clause.add("e.at <= ?", micros(until))
         source = "FROM @event x JOIN @entry e ON e.seq = x.seq WHERE " + clause.where()
-        rows = self._sql.all(
+        rows = self.sql.all(
             f"SELECT x.seq, x.doc, x.kind, e.at, e.actor, e.via {source} ORDER BY x.seq DESC, x.n DESC LIMIT ? OFFSET ?",
             *clause.values,
             limit,
             offset,
         )
-        (total,) = self._sql.one(f"SELECT count(*) {source}", *clause.values) or (0,)
+        (total,) = self.sql.one(f"SELECT count(*) {source}", *clause.values) or (0,)
         seals: list[str | None] = []
         for _seq, doc, _kind, _at, by, via in rows:
             seals += [by, json.loads(via).get("host"), *_sealed_in(json.loads(doc))]
-        texts = self._texts(seals)
+        texts = self.texts(seals)
         return [self._record(row, texts) for row in rows], total
 
     def _record(self, row: tuple[Any, ...], texts: Mapping[str, str]) -> AuditRecord:
@@ -613,7 +627,7 @@ class View:
 
     # --- loading -------------------------------------------------------------------------------
 
-    def _page(
+    def page(
         self,
         select: str,
         table: str,
@@ -623,8 +637,9 @@ class View:
         limit: int,
         offset: int,
     ) -> tuple[list[tuple[Any, ...]], int]:
+        """Return a page of rows of *select*, and how many there are in all."""
         by, bound = search.order(order, of, self.at)
-        rows = self._sql.all(
+        rows = self.sql.all(
             f"{select} WHERE {clause.where()} ORDER BY {by} LIMIT ? OFFSET ?",
             *clause.values,
             *bound,
@@ -633,7 +648,7 @@ class View:
         )
         if offset == 0 and len(rows) < limit:
             return rows, len(rows)
-        (total,) = self._sql.one(f"SELECT count(*) FROM {table} WHERE {clause.where()}", *clause.values) or (
+        (total,) = self.sql.one(f"SELECT count(*) FROM {table} WHERE {clause.where()}", *clause.values) or (
             0,
         )
         return rows, total
@@ -650,7 +665,7 @@ class View:
         some = _Some(keys)
         versions = {
             (row[0], row[1]): (*row[2:6], _registered(row[6]))
-            for row in self._sql.all(
+            for row in self.sql.all(
                 "SELECT v.model, v.number, v.seq, v.manifest, v.size, v.run_id, e.doc FROM @version v"
                 f" JOIN @event e ON e.seq = v.seq AND e.n = v.n WHERE {some.of('v')} AND v.seq <= ?",
                 *some.values,
@@ -658,7 +673,7 @@ class View:
             )
         }
         facts: dict[Key, list[tuple[str, str]]] = {}
-        for model, number, name, value in self._sql.all(
+        for model, number, name, value in self.sql.all(
             f"SELECT model, number, name, value FROM @fact f WHERE {some.of('f')} AND since <= ? AND until > ?"
             " ORDER BY since, value",
             *some.values,
@@ -668,7 +683,7 @@ class View:
             facts.setdefault((model, number), []).append((name, value))
         later: dict[Key, list[tuple[int, ev.Event]]] = {}
         last: dict[Key, int] = {}
-        for model, number, seq, doc in self._sql.all(
+        for model, number, seq, doc in self.sql.all(
             "SELECT model, number, seq,"
             " CASE WHEN kind IN ('version.commented', 'version.attached', 'version.evaluated') THEN doc END"
             f" FROM @event x WHERE {some.of('x')} AND seq <= ? ORDER BY seq, n",
@@ -681,14 +696,14 @@ class View:
         aliases = self._aliases({model for model, _ in keys})
         seqs = {row[0] for row in versions.values()} | {seq for many in later.values() for seq, _ in many}
         seqs |= {int(value) for many in facts.values() for name, value in many if name == "decided"}
-        entries = self._entries(seqs)
+        entries = self.entries(seqs)
         seals: list[str | None] = [entry[1] for entry in entries.values()]
         for many in facts.values():
-            seals += _seals(many)
+            seals += seals_in(many)
         for events in later.values():
             for _, event in events:
                 seals += [getattr(event, "text", None), getattr(event, "note", None)]
-        texts = self._texts(seals)
+        texts = self.texts(seals)
         return [
             _version(
                 key, versions[key], facts.get(key, []), later.get(key, []), last[key], aliases, entries, texts
@@ -700,7 +715,7 @@ class View:
     def _aliases(self, models: set[str]) -> dict[Key, list[str]]:
         found: dict[Key, list[str]] = {}
         names = sorted(models)
-        rows = self._sql.all(
+        rows = self.sql.all(
             f"SELECT model, name, value FROM @fact WHERE model IN ({', '.join('?' * len(names))}) AND number = 0"
             " AND name >= 'alias:' AND name < 'alias;' AND since <= ? AND until > ? ORDER BY name",
             *names,
@@ -712,27 +727,27 @@ class View:
                 found.setdefault((model, number), []).append(name[6:])
         return found
 
-    def _entries(self, seqs: Iterable[int]) -> dict[int, tuple[datetime, str, str]]:
+    def entries(self, seqs: Iterable[int]) -> dict[int, tuple[datetime, str, str]]:
         """Return (time, actor's seal, via) of entries."""
         wanted = sorted(set(seqs))
         found: dict[int, tuple[datetime, str, str]] = {}
         for start in range(0, len(wanted), _CHUNK):
             part = wanted[start : start + _CHUNK]
             marks = ", ".join("?" * len(part))
-            for seq, at, actor, via in self._sql.all(
+            for seq, at, actor, via in self.sql.all(
                 f"SELECT seq, at, actor, via FROM @entry WHERE seq IN ({marks})", *part
             ):
                 found[seq] = (when(at), actor, via)
         return found
 
-    def _texts(self, seals: Iterable[str | None]) -> dict[str, str]:
+    def texts(self, seals: Iterable[str | None]) -> dict[str, str]:
         """Return the texts behind *seals*; erased ones are missing."""
         wanted = sorted({seal for seal in seals if seal})
         found: dict[str, str] = {}
         for start in range(0, len(wanted), _CHUNK):
             part = wanted[start : start + _CHUNK]
             marks = ", ".join("?" * len(part))
-            found.update(self._sql.all(f"SELECT seal, body FROM @text WHERE seal IN ({marks})", *part))
+            found.update(self.sql.all(f"SELECT seal, body FROM @text WHERE seal IN ({marks})", *part))
         return found
 
 
@@ -778,7 +793,8 @@ def _weights(raw: Mapping[str, Any]) -> dict[int, int]:
     return {int(number): weight for number, weight in raw["weights"].items()}
 
 
-def _seals(facts: Iterable[tuple[str, str]]) -> list[str | None]:
+def seals_in(facts: Iterable[tuple[str, str]]) -> list[str | None]:
+    """Return the seals of the texts and fields among *facts*."""
     return [value for name, value in facts if name.startswith(("text:", "field:"))]
 
 
@@ -793,20 +809,23 @@ def _sealed_in(raw: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _text(facts: Iterable[tuple[str, str]], name: str, texts: Mapping[str, str]) -> str | None:
+def text_value(facts: Iterable[tuple[str, str]], name: str, texts: Mapping[str, str]) -> str | None:
+    """Return the text called *name*, None when there is none or it was erased."""
     for n, value in facts:
         if n == "text:" + name:
             return texts.get(value)
     return None
 
 
-def _fields(facts: Iterable[tuple[str, str]], texts: Mapping[str, str]) -> Frozen:
+def field_values(facts: Iterable[tuple[str, str]], texts: Mapping[str, str]) -> Frozen:
+    """Return the fields, name -> value; erased ones are None."""
     return Frozen(
         {n[6:]: ev.unsealed_value(texts.get(v)) for n, v in sorted(facts) if n.startswith("field:")}
     )
 
 
-def _all(facts: Iterable[tuple[str, str]], name: str) -> tuple[str, ...]:
+def all_values(facts: Iterable[tuple[str, str]], name: str) -> tuple[str, ...]:
+    """Return everything that is true of *name*, sorted."""
     return tuple(sorted(value for n, value in facts if n == name))
 
 
@@ -848,16 +867,16 @@ def _version(
         metrics=born.metrics,
         evaluations=tuple(evaluations),
         params=born.params,
-        tags=_all(facts, "tag"),
-        note=_text(facts, "note", texts),
-        description=_text(facts, "description", texts),
-        fields=_fields(facts, texts),
+        tags=all_values(facts, "tag"),
+        note=text_value(facts, "note", texts),
+        description=text_value(facts, "description", texts),
+        fields=field_values(facts, texts),
         inputs=born.inputs,
         created_at=entries[seq][0],
         created_by=texts.get(entries[seq][1]),
         decided_at=decided[0] if decided else None,
         decided_by=texts.get(decided[1]) if decided else None,
-        reason=_text(facts, "reason", texts),
+        reason=text_value(facts, "reason", texts),
         run_id=run_id,
         aliases=tuple(aliases.get(key, ())),
         attachments=tuple(attachments.values()),

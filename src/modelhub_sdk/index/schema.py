@@ -103,7 +103,39 @@ TABLES = (
         "id",
         "model number",
         "seq",
+        "run_id",
     ),
+    _table("dataset", "model text, name text, seq int, n int", "model", "name"),
+    _table(
+        "datasetversion",
+        "model text, number int, name text, seq int, n int, manifest text, size int, run_id text?",
+        "model number",
+        "model name",
+        "seq",
+        "manifest",
+        "run_id",
+    ),
+    _table(
+        "datum",
+        "id text, name text, size int, digest text, run_id text?, seq int, n int",
+        "id",
+        "digest",
+        "run_id",
+    ),
+    # One row for each attempt at a run.
+    _table(
+        "run",
+        "model text, number int, id text, name text, project text?, step text?, pipeline text?, family text?,"
+        " parent text?, code text?, seq int, n int",
+        "model number",
+        "id",
+        "seq",
+    ),
+    _table(
+        "finish", "model text, number int, at int, duration float?, seq int, n int", "model number", "seq"
+    ),
+    # What went into what: URIs, ``run:<id>``, ``code:<commit>``, ``file:<digest>``.
+    _table("edge", "source text, target text, label text, seq int", "source target label", "target"),
     # Texts that were redacted: of entry `seq`, by entry `by`.
     _table("gone", "seq int, seal text, by int", "seq seal"),
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 from attrs import define, field
 
@@ -33,6 +35,7 @@ class Clause:
     at: int
     text: list[str] = field(factory=list)
     values: list[object] = field(factory=list)
+    lost: tuple[str, ...] = ()
 
     def add(self, text: str, *values: object) -> None:
         """Add a condition that must hold."""
@@ -58,14 +61,33 @@ class Clause:
         return f"({expression}) LIKE ? ESCAPE '\\'", [*bound, value]
 
 
+def containing(dialect: str, name: str, at: int, text: str) -> tuple[Any, ...]:
+    """Return the condition that *text* is a piece of a name, a title or a description, whatever its case (A to Z)."""
+    function = "instr" if dialect == "sqlite" else "strpos"
+    lowered = text.translate(_LOWER)
+    return (
+        f"{function}(lower({name}), ?) > 0 OR EXISTS (SELECT 1 FROM @fact f JOIN @text t ON t.seal = f.value"
+        " WHERE f.model = v.model AND f.number = 0 AND f.name IN ('text:title', 'text:description')"
+        f" AND f.since <= ? AND f.until > ? AND {function}(lower(t.body), ?) > 0)",
+        lowered,
+        at,
+        at,
+        lowered,
+    )
+
+
 _LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 
 
-def where(query: Query, of: str, dialect: str, at: int) -> Clause:
-    """Return the clause for *query* over ``@version v`` (of = "versions") or ``@model v`` (of = "models")."""
-    clause = Clause(dialect, at)
+def where(query: Query, of: str, dialect: str, at: int, lost: Sequence[str] = ()) -> Clause:
+    """Return the clause for *query* over the table ``v`` of the things that *of* says.
+
+    That is ``@version`` (versions), ``@model`` (models), ``@dataset`` (datasets) or ``@run`` (runs).
+    *lost* are the subjects of the runs of which nothing has been heard: they count as interrupted.
+    """
+    clause = Clause(dialect, at, lost=tuple(lost))
     for condition in query.conditions:
-        text, values = (_version if of == "versions" else _model)(clause, condition)
+        text, values = _CONDITIONS[of](clause, condition)
         clause.add(text, *values)
     return clause
 
@@ -85,7 +107,7 @@ def order(wanted: Order | None, of: str, at: int) -> tuple[str, list[object]]:
 
 
 def _number(of: str) -> str:
-    return "v.number" if of == "versions" else "0"
+    return "v.number" if of in ("versions", "runs") else "0"
 
 
 def _sortable(wanted: Order, of: str, at: int) -> list[tuple[str, list[object]]]:
@@ -98,7 +120,9 @@ def _sortable(wanted: Order, of: str, at: int) -> list[tuple[str, list[object]]]
         source, bound = _fields(key, number, at)
         return [(f"SELECT {e} {source} LIMIT 1", bound) for e in (_NUMBER_OF_TEXT, _TEXT_OF_TEXT)]
     if name == "name":
-        return [("v.model", [])]
+        return [("v.model" if of == "models" else "v.name", [])]
+    if of == "runs" and name in _RUN_PLAIN:
+        return [(_RUN_PLAIN[name], [])]
     if of == "versions" and name in _PLAIN:
         return [(_PLAIN[name], [])]
     expression, values = _single(name, of, at)
@@ -121,9 +145,15 @@ def _single(name: str, of: str, at: int) -> tuple[str, list[object]]:
             f" AND {_NOW.format(t='f')})",
             [*now],
         )
-    if name == "created_at":
+    if name in ("created_at", "started_at"):
         return "(SELECT e.at FROM @entry e WHERE e.seq = v.seq)", []
-    if name == "created_by":
+    if name in ("ended_at", "duration"):
+        column = "at" if name == "ended_at" else "duration"
+        return (
+            f"(SELECT d.{column} FROM @finish d WHERE d.model = v.model AND d.number = v.number AND d.seq <= ?)",
+            [at],
+        )
+    if name in ("created_by", "user"):
         return _ACTOR.format(seq="v.seq"), []
     if name in ("decided_at", "decided_by"):
         seq = (
@@ -187,15 +217,19 @@ def _fields(key: str, number: str, at: int) -> tuple[str, list[object]]:
     )
 
 
+def _measured(clause: Clause, c: Condition) -> tuple[str, list[object]]:
+    table = "metric" if c.field == "metrics" else "param"
+    column = "m.text" if isinstance(c.value, str) else "m.value"
+    text, values = clause.compared(column, c.op, c.value)
+    return (
+        f"EXISTS (SELECT 1 FROM @{table} m WHERE m.model = v.model AND m.number = v.number AND m.name = ? AND {text})",
+        [c.key, *values],
+    )
+
+
 def _version(clause: Clause, c: Condition) -> tuple[str, list[object]]:
     if c.key is not None and c.field in ("metrics", "params"):
-        table = "metric" if c.field == "metrics" else "param"
-        column = "m.text" if isinstance(c.value, str) else "m.value"
-        text, values = clause.compared(column, c.op, c.value)
-        return (
-            f"EXISTS (SELECT 1 FROM @{table} m WHERE m.model = v.model AND m.number = v.number AND m.name = ? AND {text})",
-            [c.key, *values],
-        )
+        return _measured(clause, c)
     if c.field == "alias":
         # The value of an alias is {"weights": {"<number>": ...}}: a version is in it by its quoted number.
         any_of = (
@@ -227,6 +261,44 @@ def _model(clause: Clause, c: Condition) -> tuple[str, list[object]]:
     return _common(clause, c, "models")
 
 
+def _dataset(clause: Clause, c: Condition) -> tuple[str, list[object]]:
+    if c.field == "name":
+        return clause.compared("v.name", c.op, c.value)
+    if c.field in ("tags", "project"):
+        return _set(clause, c, _facts("tag" if c.field == "tags" else "project", "0"), "f.value")
+    return _common(clause, c, "datasets")
+
+
+_RUN_PLAIN = {
+    "id": "v.id",
+    "project": "v.project",
+    "step": "v.step",
+    "pipeline": "v.pipeline",
+    "group": "v.family",
+    "parent": "v.parent",
+    "commit": "v.code",
+}
+
+
+def _run(clause: Clause, c: Condition) -> tuple[str, list[object]]:
+    if c.key is not None and c.field in ("metrics", "params"):
+        return _measured(clause, c)
+    if c.field == "name":
+        return clause.compared("v.name", c.op, c.value)
+    if c.field in _RUN_PLAIN:
+        return clause.compared(_RUN_PLAIN[c.field], c.op, c.value)
+    if c.field == "tags":
+        return _set(clause, c, _facts("tag", "v.number"), "f.value")
+    if c.field == "status":
+        expression, values = _single("status", "runs", clause.at)
+        if clause.lost:
+            marks = ", ".join("?" * len(clause.lost))
+            expression = f"(CASE WHEN v.model IN ({marks}) AND {expression} = 'running' THEN 'interrupted' ELSE {expression} END)"
+            values = [*clause.lost, *values, *values]
+        return clause.compared(expression, c.op, c.value, *values)
+    return _common(clause, c, "runs")
+
+
 def _facts(name: str, number: str) -> str:
     return (
         f"SELECT 1 FROM @fact f WHERE f.model = v.model AND f.number = {number} AND f.name = '{name}'"
@@ -255,3 +327,6 @@ def _common(clause: Clause, c: Condition, of: str) -> tuple[str, list[object]]:
     elif c.kind == "flag":
         value = 1 if value else 0
     return clause.compared(expression, c.op, value, *before)
+
+
+_CONDITIONS = {"versions": _version, "models": _model, "datasets": _dataset, "runs": _run}

@@ -17,6 +17,7 @@ from modelhub_sdk.domain.compare import ABSENT, Comparison, Row
 from modelhub_sdk.domain.entities import (
     Alias,
     AuditRecord,
+    Datum,
     File,
     IngestReport,
     Listing,
@@ -25,6 +26,7 @@ from modelhub_sdk.domain.entities import (
     Resolved,
     Verification,
 )
+from modelhub_sdk.domain.lineage import LineageRecord, RunInput, RunRecord
 from modelhub_sdk.domain.values import Opaque
 from modelhub_sdk.views import tables, text
 
@@ -302,7 +304,7 @@ def _tiles(metrics: Mapping[str, Any]) -> Html:
     )
 
 
-def _files(files: Sequence[File]) -> Html:
+def _files(files: Sequence[File], noun: str = "file") -> Html:
     if not files:
         return _NOTHING
 
@@ -313,7 +315,7 @@ def _files(files: Sequence[File]) -> Html:
             right=[1],
         )
 
-    return join([tag("h4", text.count(len(files), "file")), _folded(files, show, "file")])
+    return join([tag("h4", text.count(len(files), noun)), _folded(files, show, noun)])
 
 
 def _quote(words: str | None, *source: object) -> Html:
@@ -553,16 +555,128 @@ def _report(report: IngestReport) -> Iterable[Html]:
 
 
 def _resolved(resolved: Resolved) -> Iterable[Html]:
-    yield _header(tag("code", resolved.uri), _status(resolved.version))
+    version = resolved.version
+    yield _header(tag("code", resolved.uri), _status(version) if isinstance(version, ModelVersion) else "")
     yield tag(
         "p", "in ", tag("code", resolved.path), " · as of ", _when(resolved.as_of), " UTC", class_="dim"
     )
-    known = {file.path: file for file in resolved.version.files}
+    known = {} if isinstance(version, Datum) else {file.path: file for file in version.files}
     files = [known.get(path) or File(path, 0, "") for path in resolved.files]
     if all(file.digest for file in files):
         yield _files(files)
     else:
         yield tag("ul", *(tag("li", tag("code", path)) for path in resolved.files[:_MANY]))
+
+
+_RUN_LOOKS = {"completed": "ok", "failed": "bad", "running": "pending", "interrupted": "pending"}
+
+
+def _run_status(run: RunRecord) -> Html:
+    return _badge(run.status, _RUN_LOOKS.get(run.status, ""))
+
+
+def _uris(title: str, uris: Sequence[str]) -> Html:
+    if not uris:
+        return _NOTHING
+
+    def show(some: Sequence[str]) -> Html:
+        return tag("ul", *(tag("li", tag("code", tag("bdi", uri))) for uri in some))
+
+    return join([tag("h4", title), _folded(uris, show, "URI")])
+
+
+def _inputs(inputs: Sequence[RunInput]) -> Html:
+    if not inputs:
+        return _NOTHING
+
+    def line(read: RunInput) -> list[Html]:
+        total = sum(file.size for file in read.files)
+        first = _digest(read.files[0].digest) if len(read.files) == 1 else _NOTHING
+        return [
+            _words(read.name) if read.name else tag("span", "seen", class_="dim") if read.seen else _NOTHING,
+            join([tag("code", _words(read.uri)), _badge("changed", "bad") if read.changed else None], " "),
+            esc(text.count(len(read.files), "file")) if read.files else _NOTHING,
+            esc(text.size(total)) if read.files else _NOTHING,
+            first,
+        ]
+
+    def show(some: Sequence[RunInput]) -> Html:
+        return _table((), [line(read) for read in some], right=[2, 3])
+
+    return join([tag("h4", "Inputs"), _folded(inputs, show, "input")])
+
+
+def _made_of(record: RunRecord | LineageRecord) -> Iterable[Html]:
+    """The parts that a run and a lineage share."""
+    if len(record.metrics) <= 8:
+        yield _tiles(record.metrics)
+    else:
+        yield _mapping("Metrics", record.metrics)
+    yield _inputs(record.inputs)
+    outputs = [File(output.path, output.size, output.digest) for output in record.outputs]
+    sides = [_mapping("Parameters", record.params), _files(outputs, "output")]
+    yield tag("div", *(tag("div", side) for side in sides if side), class_="cols")
+
+
+def _surroundings(record: RunRecord | LineageRecord) -> list[tuple[object, object]]:
+    code, environment = record.code, record.environment
+    unseen = ", ".join(environment.unseen)
+    return [
+        ("code", tag("span", _words(what), title=code.commit) if (what := text.code_of(code)) else ""),
+        ("repository", _words(code.repository) if code.repository else ""),
+        ("changes", _digest(code.diff) if code.diff else ""),
+        ("environment", _words(where) if (where := text.environment_of(environment)) else ""),
+        ("reads not seen", _words(unseen) if unseen else ""),
+    ]
+
+
+def _run(run: RunRecord) -> Iterable[Html]:
+    yield _header(join([run.name, " ", tag("small", f"run #{run.number}")]), _run_status(run))
+    took = f" · {text.duration(run.duration)}" if run.duration is not None else ""
+    host = join([" on ", tag("bdi", run.host)]) if run.host else _NOTHING
+    yield tag(
+        "p", tag("code", run.uri), " · started ", _by(run.started_at, run.user), host, took, class_="dim"
+    )
+    if run.tags:
+        yield tag("p", _chips(run.tags))
+    ended = f"exit status {run.exit_status}" if run.exit_status is not None else None
+    if run.exception or run.exit_status:
+        yield _quote(run.exception or ended, *([ended] if run.exception and ended else []))
+    yield from _made_of(run)
+    yield _uris("Made", (*run.versions, *run.dataset_versions, *run.datums))
+    if run.alerts:
+        yield tag("h4", "Alerts")
+        yield _folded(run.alerts, lambda some: tag("ul", *(tag("li", str(a)) for a in some)), "alert")
+    yield tag("h4", "Origin")
+    places = [(name, _words(getattr(run, name) or "")) for name in text.RUN_PLACES if getattr(run, name)]
+    yield _pairs([*places, *_surroundings(run), ("attempts", f"{run.attempts}" if run.attempts > 1 else "")])
+
+
+def _lineage(lineage: LineageRecord) -> Iterable[Html]:
+    run = lineage.run
+    beside = _run_status(run) if run else _badge("registered by hand")
+    yield _header(join([tag("small", "lineage of "), tag("bdi", lineage.subject)]), beside)
+    if run:
+        made = join(["made by run ", tag("strong", f"#{run.number} "), tag("bdi", run.name), " · "])
+        yield tag("p", made, _by(run.started_at, run.user), class_="dim")
+    yield from _made_of(lineage)
+    yield _uris("Comes from", lineage.parents)
+    yield _uris("Datasets", lineage.datasets)
+    if lineage.approvals:
+        yield tag("h4", "Decisions")
+        yield _table(
+            (), [(_badge(d.status), _by(d.at, d.by), _words(d.reason or "")) for d in lineage.approvals]
+        )
+    if lineage.used_by:
+        uses = [
+            (tag("code", _words(use.asked)), _by(use.at, use.actor), _words(use.host or ""))
+            for use in lineage.used_by
+        ]
+        yield tag("h4", "Used by")
+        yield _folded(uses, lambda some: _table((), some), "use")
+    if surroundings := _pairs(_surroundings(lineage)):
+        yield tag("h4", "Origin")
+        yield surroundings
 
 
 def _comparison(comparison: Comparison) -> Iterable[Html]:
@@ -640,7 +754,12 @@ def _row(section: str, row: Row) -> Html:
 def _listing(listing: Listing[Any]) -> Iterable[Html]:
     items = list(listing)
     kinds = {type(item) for item in items}
-    nouns: dict[type, str] = {ModelVersion: "version", Model: "model", AuditRecord: "audit record"}
+    nouns: dict[type, str] = {
+        ModelVersion: "version",
+        Model: "model",
+        AuditRecord: "audit record",
+        RunRecord: "run",
+    }
     noun = nouns.get(next(iter(kinds)), "item") if len(kinds) == 1 else "item"
     yield _header(
         text.count(listing.total, noun),
@@ -673,6 +792,14 @@ def _listing(listing: Listing[Any]) -> Iterable[Html]:
     elif kinds == {Model}:
         header = ["model", "latest", "versions", "owner", "modified (UTC)", "tags"]
         yield _folded(items, lambda some: _table(header, [_model_line(m) for m in some], right=[2]), noun)
+    elif kinds == {RunRecord}:
+        names = text.common_keys(item.metrics for item in items)
+        shown = [tag("bdi", esc(name, limit=40)) for name in names]
+        header = ["", "run", "status", *shown, "started (UTC)", "duration", "by"]
+        flush = [0, *range(3, 3 + len(names)), 4 + len(names)]
+        yield _folded(
+            items, lambda some: _table(header, [_run_line(r, names) for r in some], right=flush), noun
+        )
     elif kinds == {AuditRecord}:
         header = ["", "at (UTC)", "actor", "what", "via"]
         yield _folded(items, lambda some: _table(header, [_record_line(r) for r in some], right=[0]), noun)
@@ -709,6 +836,18 @@ def _model_line(model: Model) -> list[Html]:
     ]
 
 
+def _run_line(run: RunRecord, metrics: Sequence[str]) -> list[Html]:
+    return [
+        tag("span", f"#{run.number}", class_="dim"),
+        tag("strong", _words(run.name, 60)),
+        _run_status(run),
+        *(_value(run.metrics.get(name, ABSENT)) for name in metrics),
+        _when(run.started_at),
+        esc(text.duration(run.duration)) if run.duration is not None else _NOTHING,
+        _who(run.user),
+    ]
+
+
 def _record_line(record: AuditRecord) -> list[Html]:
     return [
         tag("span", f"{record.seq:,}", class_="dim"),
@@ -728,5 +867,7 @@ _RENDERERS: tuple[tuple[type, Callable[[Any], Iterable[Html]]], ...] = (
     (Verification, _verification),
     (IngestReport, _report),
     (Resolved, _resolved),
+    (RunRecord, _run),
+    (LineageRecord, _lineage),
     (Listing, _listing),
 )

@@ -23,13 +23,16 @@ from modelhub_sdk.domain.entities import (
     ModelVersion,
     Verification,
 )
+from modelhub_sdk.domain.lineage import Code, Environment, LineageRecord, RunInput, RunRecord
 from modelhub_sdk.domain.values import Opaque
 
 __all__ = [
     "cell",
     "clean",
+    "code_of",
     "count",
     "duration",
+    "environment_of",
     "number",
     "render",
     "row_cells",
@@ -360,6 +363,115 @@ def _report(report: IngestReport) -> str:
     return "\n".join([head, *made, *([count(len(alerts), "alert") + ":", *alerts] if alerts else [])])
 
 
+_LISTED = 20  # inputs, outputs … of a run; its HTML has them all
+
+
+def code_of(code: Code) -> str:
+    """Return what code it was, in a line: commit, branch, whether it was changed, and the script."""
+    changed = {True: "uncommitted changes", False: "", None: "perhaps changed" if code.commit else ""}
+    parts = [
+        code.commit[:8] if code.commit else "",
+        f"on {code.branch}" if code.branch else "",
+        changed[code.dirty],
+        code.entry or "",
+    ]
+    return clean(" · ".join(part for part in parts if part)) or short_digest(code.script or "")
+
+
+def environment_of(environment: Environment) -> str:
+    """Return what a run ran in, in a line."""
+    packages = count(len(environment.packages), "package") if environment.packages else ""
+    python = f"Python {environment.python}" if environment.python else ""
+    parts = [python, environment.platform or "", environment.image or "", packages]
+    return clean(" · ".join(part for part in parts if part))
+
+
+def _listed(title: str, lines: Sequence[str]) -> list[str]:
+    if not lines:
+        return []
+    more = [f"  … {len(lines) - _LISTED:,} more"] if len(lines) > _LISTED else []
+    return [title, *(f"  {line}" for line in lines[:_LISTED]), *more]
+
+
+def _input(read: RunInput) -> str:
+    name = f"{cell(read.name)}: " if read.name else ""
+    changed = "  changed while the run was on" if read.changed else ""
+    total = sum(file.size for file in read.files)
+    files = f"  {count(len(read.files), 'file')}, {size(total)}" if read.files else ""
+    return f"{name}{clean(read.uri)}{files}{changed}"
+
+
+def _made_of(record: RunRecord | LineageRecord) -> list[str]:
+    """The parts that a run and a lineage share."""
+    parts = []
+    for name in ("metrics", "params"):
+        if content := getattr(record, name):
+            parts += [name, _mapping(content)]
+    parts += _listed("inputs", [_input(read) for read in record.inputs])
+    outputs = [
+        f"{clean(made.path)}  {size(made.size)}  {short_digest(made.digest)}" for made in record.outputs
+    ]
+    return parts + _listed("outputs", outputs)
+
+
+def _run(run: RunRecord) -> str:
+    failure = f"exit status {run.exit_status}" if run.exit_status else ""
+    facts = _pairs(
+        [
+            ("by", _who(run.user) + (f" on {clean(run.host)}" if run.host else "")),
+            ("started", f"{when(run.started_at)} UTC"),
+            ("ended", f"{when(run.ended_at)} UTC" if run.ended_at else ""),
+            ("duration", duration(run.duration) if run.duration is not None else ""),
+            ("failure", cell(run.exception, limit=300) if run.exception else failure),
+            *((name, cell(value, limit=120) if (value := getattr(run, name)) else "") for name in RUN_PLACES),
+            ("tags", ", ".join(map(clean, run.tags))),
+            ("attempts", str(run.attempts) if run.attempts > 1 else ""),
+            ("code", code_of(run.code)),
+            ("environment", environment_of(run.environment)),
+            ("not seen", ", ".join(map(clean, run.environment.unseen))),
+        ]
+    )
+    parts = [f"run #{run.number} {clean(run.name)}  {run.status}", facts, *_made_of(run)]
+    parts += _listed("made", [clean(uri) for uri in (*run.versions, *run.dataset_versions, *run.datums)])
+    parts += _listed("alerts", [clean(str(alert)) for alert in run.alerts])
+    return "\n".join(parts)
+
+
+RUN_PLACES = ("project", "step", "pipeline", "group", "parent", "command")
+"""Where a run stands, and what was called: the fields that are plain texts."""
+
+
+def _lineage(lineage: LineageRecord) -> str:
+    run = lineage.run
+    facts = _pairs(
+        [
+            (
+                "made by",
+                f"run #{run.number} {clean(run.name)}  {run.status}" if run else "hand (there is no run)",
+            ),
+            ("code", code_of(lineage.code)),
+            ("environment", environment_of(lineage.environment)),
+        ]
+    )
+    parts = [f"lineage of {clean(lineage.subject)}", facts]
+    parts += _listed("comes from", [clean(uri) for uri in lineage.parents])
+    parts += _listed("datasets", [clean(uri) for uri in lineage.datasets])
+    parts += _made_of(lineage)
+    decisions = [
+        f"{clean(decision.status)} {when(decision.at)} UTC by {_who(decision.by)}"
+        + (f": {cell(decision.reason, limit=200)}" if decision.reason else "")
+        for decision in lineage.approvals
+    ]
+    parts += _listed("decisions", decisions)
+    uses = [
+        f"{when(use.at)} UTC  {_who(use.actor)}{f' on {clean(use.host)}' if use.host else ''}"
+        f"  as {clean(use.asked)}"
+        for use in lineage.used_by
+    ]
+    parts += _listed("used by", uses)
+    return "\n".join(parts)
+
+
 def _listing(listing: Listing[Any]) -> str:
     items = list(listing)
     if not items:
@@ -395,6 +507,22 @@ def _listing(listing: Listing[Any]) -> str:
             ]
             for m in items
         ]
+    elif all(isinstance(item, RunRecord) for item in items):
+        metrics = common_keys(item.metrics for item in items)
+        header = ["#", "run", "status", *(clean(m) for m in metrics), "started (UTC)", "duration", "by"]
+        right = {0, *range(3, 3 + len(metrics)), 4 + len(metrics)}
+        body = [
+            [
+                str(r.number),
+                cell(r.name, limit=40),
+                r.status,
+                *(cell(r.metrics.get(m, ABSENT), limit=16) for m in metrics),
+                when(r.started_at),
+                duration(r.duration) if r.duration is not None else "",
+                _who(r.user),
+            ]
+            for r in items
+        ]
     elif all(isinstance(item, AuditRecord) for item in items):
         header = ["#", "at (UTC)", "actor", "what"]
         right = {0}
@@ -423,5 +551,7 @@ _RENDERERS: tuple[tuple[type, Any], ...] = (
     (AuditRecord, _record),
     (Verification, _verification),
     (IngestReport, _report),
+    (RunRecord, _run),
+    (LineageRecord, _lineage),
     (Listing, _listing),
 )

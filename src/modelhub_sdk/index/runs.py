@@ -1,0 +1,266 @@
+"""Questions about runs, asked of the index as it was at one entry of the journal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from attrs import evolve, frozen
+
+from modelhub_sdk.domain import events as ev
+from modelhub_sdk.domain.entities import Alert, Output
+from modelhub_sdk.domain.lineage import RunInput, RunRecord, RunStatus
+from modelhub_sdk.domain.query import Order, Query
+from modelhub_sdk.domain.values import Frozen
+from modelhub_sdk.formats import codec
+from modelhub_sdk.index import data, search
+from modelhub_sdk.index.queries import View, all_values
+
+Document = Callable[[str], bytes]
+"""Returns the bytes of a document by its digest."""
+
+
+@frozen
+class Alive:
+    """A run that has not finished: what tells whether it lives."""
+
+    id: str
+    subject: str
+    attempt: int
+    started_at: datetime
+    host: str | None
+    process: str | None
+
+
+def attempts(view: View, run_id: str) -> int:
+    """Return how many times the run was started, 0 when there is no such run."""
+    row = view.sql.one("SELECT max(number) FROM @run WHERE model = ? AND seq <= ?", "run:" + run_id, view.at)
+    return (row[0] if row else 0) or 0
+
+
+def run_names(view: View, limit: int = 1000) -> list[str]:
+    """Return ids and names of the newest runs."""
+    rows = view.sql.all("SELECT id, name FROM @run WHERE seq <= ? ORDER BY seq DESC LIMIT ?", view.at, limit)
+    return list(dict.fromkeys(part for row in rows for part in row))
+
+
+def by_number(view: View, number: int) -> str | None:
+    """Return the id of run number *number*, counted from 1."""
+    row = view.sql.one(
+        "SELECT id FROM @run WHERE number = 1 AND seq <= ? ORDER BY seq, n LIMIT 1 OFFSET ?",
+        view.at,
+        number - 1,
+    )
+    return row[0] if row else None
+
+
+def finished(view: View, run_id: str, attempt: int) -> ev.RunFinished | None:
+    """Return how an attempt ended, None while it has not."""
+    for _seq, event in _events(view, "run:" + run_id, attempt):
+        if isinstance(event, ev.RunFinished):
+            return event
+    return None
+
+
+def unfinished(view: View, limit: int = 500) -> list[Alive]:
+    """Return the newest runs that have not finished."""
+    rows = view.sql.all(
+        "SELECT v.model, v.number, v.id, v.seq FROM @run v WHERE v.seq <= ? AND NOT EXISTS (SELECT 1 FROM @finish d"
+        " WHERE d.model = v.model AND d.number = v.number AND d.seq <= ?) AND NOT EXISTS (SELECT 1 FROM @run w"
+        " WHERE w.model = v.model AND w.number > v.number AND w.seq <= ?) ORDER BY v.seq DESC LIMIT ?",
+        view.at,
+        view.at,
+        view.at,
+        limit,
+    )
+    entries = view.entries(row[3] for row in rows)
+    hosts = {seq: json.loads(entry[2]).get("host") for seq, entry in entries.items()}
+    texts = view.texts(hosts.values())
+    found = []
+    for model, number, id_, seq in rows:
+        process = next(
+            (e.process for _, e in _events(view, model, number) if isinstance(e, ev.RunStarted)), None
+        )
+        found.append(Alive(id_, model, number, entries[seq][0], texts.get(hosts[seq] or ""), process))
+    return found
+
+
+def runs(
+    view: View, query: Query, order: Order | None, limit: int, offset: int, lost: Mapping[str, int]
+) -> tuple[list[RunRecord], int]:
+    """Return a page of runs and the number of all that match; *lost* are the subjects that were interrupted.
+
+    Their lists of packages, outputs and inputs that stand in documents are left empty.
+    """
+    clause = search.where(query, "runs", view.sql.dialect, view.at, tuple(lost))
+    clause.add("v.seq <= ?", view.at)
+    clause.add(
+        "NOT EXISTS (SELECT 1 FROM @run w WHERE w.model = v.model AND w.number > v.number AND w.seq <= ?)",
+        view.at,
+    )
+    rows, total = view.page("SELECT v.id FROM @run v", "@run v", clause, order, "runs", limit, offset)
+    return [run(view, row[0], lost=lost) for row in rows], total
+
+
+def run(
+    view: View, run_id: str, *, lost: Mapping[str, int] = Frozen(), document: Document | None = None
+) -> RunRecord:
+    """Return the run, which exists: all attempts at it as one. Without *document* long lists stay out."""
+    subject = "run:" + run_id
+    rows = view.sql.all(
+        "SELECT number, seq FROM @run WHERE model = ? AND seq <= ? ORDER BY number", subject, view.at
+    )
+    first, last = rows[0], rows[-1]
+    (number,) = view.sql.one("SELECT count(*) FROM @run WHERE number = 1 AND seq <= ?", first[1]) or (0,)
+    found = RunRecord(run_id, number, "", "running", datetime.min.replace(tzinfo=UTC))
+    changed = first[1]
+    for attempt, seq in rows:
+        at, actor, via = view.entries([seq])[seq]
+        host = json.loads(via).get("host")
+        texts = view.texts([actor, host])
+        for event_seq, event in _events(view, subject, attempt):
+            changed = max(changed, event_seq)
+            if isinstance(event, ev.RunStarted):
+                found = _started(found, event, view.texts([event.command]), document)
+                if attempt == first[0]:
+                    found = evolve(found, started_at=at, user=texts.get(actor))
+                found = evolve(found, host=texts.get(host or ""))
+            elif isinstance(event, ev.RunFinished):
+                ended = view.entries([event_seq])[event_seq][0]
+                found = evolve(
+                    _finished(found, event, view.texts([event.exception]), document), ended_at=ended
+                )
+    status: RunStatus = found.status
+    if status == "running" and lost.get(subject) == last[0]:
+        status = "interrupted"
+    outputs, alerts = _outputs(view, subject, document)
+    versions, dataset_versions, datums = data.made_by(view, run_id)
+    return evolve(
+        found,
+        status=status,
+        tags=all_values(view.facts(subject, last[0]), "tag"),
+        outputs=outputs,
+        alerts=(*found.alerts, *alerts),
+        versions=versions,
+        dataset_versions=dataset_versions,
+        datums=datums,
+        attempts=last[0],
+        seq=changed,
+    )
+
+
+def series(view: View, run_id: str) -> list[str]:
+    """Return the documents with the metrics of a run, one for each attempt that logged any."""
+    found = []
+    for attempt in range(1, attempts(view, run_id) + 1):
+        end = finished(view, run_id, attempt)
+        if end is not None and end.series is not None:
+            found.append(end.series)
+    return found
+
+
+def documents(view: View) -> set[str]:
+    """Return the digests of everything that runs keep in the blob store beside datums and versions."""
+    found: set[str | None] = set()
+    for event in view.events(ev.RunStarted.kind, ev.RunFinished.kind):
+        if isinstance(event, ev.RunStarted):
+            found.add(event.packages)
+        elif isinstance(event, ev.RunFinished):
+            found |= {event.traceback, event.series, event.document, *(file.digest for file in event.files)}
+    return {one for one in found if one}
+
+
+# --- parts ------------------------------------------------------------------------------------------------
+
+
+def _events(view: View, subject: str, attempt: int) -> list[tuple[int, ev.Event]]:
+    rows = view.sql.all(
+        "SELECT seq, doc FROM @event WHERE model = ? AND number = ? AND seq <= ? ORDER BY seq, n",
+        subject,
+        attempt,
+        view.at,
+    )
+    return [(seq, codec.structure(json.loads(doc))) for seq, doc in rows]
+
+
+def _started(
+    found: RunRecord, event: ev.RunStarted, texts: Mapping[str, str], document: Document | None
+) -> RunRecord:
+    environment = event.environment
+    if event.packages is not None and document is not None:
+        environment = evolve(environment, packages=Frozen(json.loads(document(event.packages))))
+    return evolve(
+        found,
+        name=event.name,
+        status="running",
+        project=event.project,
+        step=event.step,
+        pipeline=event.pipeline,
+        group=event.group,
+        parent=event.parent,
+        command=texts.get(event.command or ""),
+        code=event.code,
+        environment=environment,
+        params=Frozen({**found.params, **event.params}),
+        ended_at=None,
+        exit_status=None,
+        exception=None,
+    )
+
+
+def _finished(
+    found: RunRecord, event: ev.RunFinished, texts: Mapping[str, str], document: Document | None
+) -> RunRecord:
+    inputs = event.inputs
+    if event.document is not None and document is not None:
+        inputs = tuple(codec.structure_input(row) for row in json.loads(document(event.document)))
+    status: Any = event.status
+    return evolve(
+        found,
+        status=status,
+        duration=(found.duration or 0.0) + event.duration if event.duration is not None else found.duration,
+        exit_status=event.exit_status,
+        exception=texts.get(event.exception or ""),
+        params=Frozen({**found.params, **event.params}),
+        metrics=Frozen({**found.metrics, **event.metrics}),
+        inputs=_united(found.inputs, inputs),
+        attachments=tuple({file.path: file for file in (*found.attachments, *event.files)}.values()),
+        code=evolve(found.code, script=event.script) if event.script else found.code,
+        environment=evolve(
+            found.environment, unseen=tuple(sorted({*found.environment.unseen, *event.unseen}))
+        ),
+        alerts=(*found.alerts, *(Alert(**row) for row in event.alerts)),
+    )
+
+
+def _united(before: Sequence[RunInput], after: Sequence[RunInput]) -> tuple[RunInput, ...]:
+    return tuple({(one.uri, one.name): one for one in (*before, *after)}.values())
+
+
+def _outputs(
+    view: View, subject: str, document: Document | None
+) -> tuple[tuple[Output, ...], tuple[Alert, ...]]:
+    outputs: dict[str, Output] = {}
+    alerts: list[Alert] = []
+    for _seq, event in _events(view, subject, 0):
+        if not isinstance(event, ev.OutputsIngested):
+            continue
+        rows: Sequence[Mapping[str, Any]] = event.outputs
+        if event.document is not None:
+            rows = (
+                []
+                if document is None
+                else [codec.values(row) for row in json.loads(document(event.document))]
+            )
+        for row in rows:
+            outputs[row["path"]] = Output(
+                row["path"],
+                row["size"],
+                row["digest"],
+                Frozen(row.get("properties") or {}),
+                Frozen(row.get("annotations") or {}),
+            )
+        alerts += [Alert(**alert) for alert in event.alerts]
+    return tuple(outputs.values()), tuple(alerts)

@@ -1,0 +1,1 @@
+"""Runs: what a training script does, captured while it does it."""
