@@ -188,12 +188,15 @@ def record(core: Core, at: int, ref: object, uses: tuple[Use, ...]) -> LineageRe
     with core.view(at) as view:
         lost = interrupted(core, view)
         node = node_of(core, view, ref)
+        waiting = list(inbox(core)) if at == NOW else []
         up = graph.graph(view, node, "up", None, lost)
+        down = graph.graph(view, node, "down", None, lost, waiting)
         found = LineageRecord(
             subject=node,
             datasets=tuple(n.id for n in up.nodes if n.kind == "dataset" and n.id != node),
             parents=tuple(dict.fromkeys(edge.source for edge in up.edges if edge.target == node)),
             used_by=uses,
+            graph=graph.united(node, up, down),
         )
         run_id = _maker(view, node)
         version = _version(view, node)

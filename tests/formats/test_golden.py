@@ -12,7 +12,7 @@ from modelhub_sdk.domain.events import KINDS, Unknown
 from modelhub_sdk.domain.query import parse
 from modelhub_sdk.errors import JournalTooNew
 from modelhub_sdk.formats import codec
-from modelhub_sdk.index import fold, schema
+from modelhub_sdk.index import data, fold, runs, schema
 from modelhub_sdk.index.queries import View
 from modelhub_sdk.index.sql import Sql
 from modelhub_sdk.ports import Record
@@ -104,6 +104,34 @@ def test_a_golden_journal_means_what_it_meant() -> None:
         ["model://other/v1", "model://churn/v2", "model://churn/v1"],
         3,
     )
+
+
+def test_data_and_runs_of_a_golden_journal_mean_what_they_meant() -> None:
+    """Datasets, datums, runs and their edges are folded as their writer saw them."""
+    view = _view(_records(GOLDEN[0]))
+    clicks = data.dataset(view, "clicks")
+    assert (clicks.title, clicks.versions, clicks.latest, clicks.aliases) == ("Clicks", ("v1", "v2"), "v2", {"prod": "v1"})
+    second = data.version(view, "clicks", 2)
+    assert ([file.path for file in second.files], second.based_on) == (["a.csv"], "dataset://clicks/v1")
+    datum = data.datum(view, data.datum_alias(view, "newest") or "")
+    assert datum is not None
+    assert (datum.name, datum.tags, datum.properties["rows"]) == ("table.csv", ("raw",), 2**60)
+    run = runs.run(view, "run-2", document=lambda digest: b'{"numpy":"2.4.6"}')
+    assert (run.number, run.name, run.status, run.attempts, run.exception) == (1, "train", "failed", 2, "ValueError: x")
+    assert (run.command, run.code.branch, run.params["lr"]) == (None, None, 0.2)  # as its last attempt says
+    assert math.isnan(run.metrics["loss"])
+    assert [(one.uri, one.name, one.changed) for one in run.inputs] == [
+        ("dataset://clicks/v1", "data", False),
+        ("file:local.csv", None, True),
+    ]
+    edges = set(view.sql.all("SELECT source, target, label FROM @edge"))
+    assert {
+        ("dataset://clicks/v1", "dataset://clicks/v2", "based on"),
+        ("dataset://clicks/v1", "run:run-2", "data"),
+        ("run:run-1", "run:run-2", "started"),
+        ("run:run-1", "model://other/v1", ""),
+        ("code:" + "2db0b9da" * 5, "run:run-2", "train.py"),
+    } <= edges
 
 
 def _changed(record: Record, **changes: object) -> Record:

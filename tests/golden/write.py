@@ -10,6 +10,11 @@ from pathlib import Path
 
 import modelhub_sdk as hub
 from modelhub_sdk import surroundings
+from modelhub_sdk.domain import events as ev
+from modelhub_sdk.domain.entities import File
+from modelhub_sdk.domain.events import Sealer
+from modelhub_sdk.domain.lineage import Code, Environment, RunInput
+from modelhub_sdk.domain.values import Frozen
 from modelhub_sdk.ports import Note
 from modelhub_sdk.uses import drain
 
@@ -75,6 +80,22 @@ def story(reg: hub.Registry) -> None:
         }
         Path(folder, "valohai.metadata.jsonl").write_text(json.dumps(sidecar) + "\n{\n", encoding="utf-8")
         reg.ingest(folder, run="run-1", metrics={"auc": 0.7})
+    reg.create_dataset(
+        "clicks", title="Clicks", description="# Raw", owner="team:web", tags=["pii"], fields={"days": 30}, projects=["crm"]
+    )
+    reg.create_dataset_version(
+        "clicks/v1", {"a.csv": b"1", "bad.csv": b"2"}, tags=["eu"], fields={"rows": 3}, idempotency_key="d1"
+    )
+    reg.create_dataset_version("clicks/v2", None, based_on="clicks/v1", exclude=["bad.csv"], aliases=["prod", "old"])
+    reg.set_alias("dataset://clicks/", "prod", "v1", reason="v2 lacks a file")
+    reg.delete_alias("dataset://clicks/", "old", reason="unused")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "table.csv").write_bytes(b"t")
+        told = {"valohai.alias": "newest", "valohai.tags": ["raw"], "rows": 2**60, "score": float("nan")}
+        Path(folder, "table.csv.metadata.json").write_text(json.dumps(told), encoding="utf-8")
+        reg.ingest(folder, run="run-1", idempotency_key="second")
+        reg.ingest(folder, idempotency_key="third")
+    a_run(reg)
     use = {
         "kind": "use",
         "uri": "model://churn/v1",
@@ -85,6 +106,44 @@ def story(reg: hub.Registry) -> None:
     body = json.dumps({**use, "at": "2026-08-01T12:00:00.000000Z", "run_id": None}).encode()
     core.place.store.note([Note("0" * 31 + "1", body)])
     drain(core)
+
+
+def a_run(reg: hub.Registry) -> None:
+    """A run that was interrupted, went on, and failed."""
+    code = Code("2db0b9da" * 5, "main", "https://example.org/x.git", True, "sha256:" + "0" * 64, "train.py", "sha256:" + "1" * 64)
+    where = Environment("3.12.1 (CPython)", "Linux-6.1", "example/train:1", hardware=Frozen(cpus=4, gpus=("T4",)))
+    packages = reg._core.artifacts().put_bytes(b'{"numpy":"2.4.6"}')
+
+    def started(_view: object, seal: Sealer) -> list[ev.Event]:
+        return [
+            ev.RunStarted(
+                run_id="run-2", name="train", attempt=1, project="crm", step="train", pipeline="weekly", group="sweep",
+                parent="run-1", command=seal("python train.py"), code=code, environment=where, packages=packages,
+                process="42:7:0:1", params=Frozen({"lr": 0.1, "layers": (1, 2)}), tags=("nightly",),
+            )
+        ]  # fmt: skip
+
+    def again(_view: object, _seal: Sealer) -> list[ev.Event]:
+        return [ev.RunStarted(run_id="run-2", name="train", attempt=2)]
+
+    def finished(_view: object, seal: Sealer) -> list[ev.Event]:
+        files = (File("a.csv", 1, "sha256:" + "2" * 64),)
+        return [
+            ev.RunFinished(
+                run_id="run-2", status="failed", attempt=2, duration=1.5, exit_status=1, exception=seal("ValueError: x"),
+                traceback=packages, params=Frozen({"lr": 0.2}), metrics=Frozen({"loss": float("nan"), "acc": 0.5}),
+                series=reg._core.artifacts().put_bytes(b'{"acc":[[1,"2026-08-01T12:00:00.000000Z",0.5]]}'),
+                inputs=(
+                    RunInput("dataset://clicks/v1", "data", files),
+                    RunInput("file:local.csv", None, files, changed=True, seen=True),
+                ),
+                files=(File("roc.txt", 5, "sha256:" + "3" * 64),), script="sha256:" + "4" * 64, unseen=("cv2",),
+                tags=("late",), alerts=(Frozen({"message": "a line of 10 MB", "file": "stdout"}),),
+            )
+        ]  # fmt: skip
+
+    for decide in (started, again, finished):
+        reg._commit("run:run-2", decide)
 
 
 def main() -> None:

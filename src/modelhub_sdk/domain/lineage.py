@@ -131,7 +131,8 @@ class LineageRecord(Shown):
     `run` is what made it, None when it was registered by hand; `code`, `environment`, `params`,
     `metrics` and `inputs` are those of the run, or else what was said at the registration.
     `datasets` are the dataset versions among what it comes from, at any distance; `parents` the
-    model versions and runs one step up; `used_by` who resolved it.
+    model versions and runs one step up; `used_by` who resolved it; `graph` is the whole picture, what
+    it comes from and what came of it.
     """
 
     subject: str
@@ -146,6 +147,7 @@ class LineageRecord(Shown):
     parents: tuple[str, ...] = ()
     approvals: tuple[Decision, ...] = ()
     used_by: tuple[Use, ...] = ()
+    graph: LineageGraph = field(factory=lambda: LineageGraph("", (), ()), repr=False)
 
     def __str__(self) -> str:
         return f"lineage of {self.subject}"

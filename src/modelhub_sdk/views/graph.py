@@ -20,7 +20,7 @@ __all__ = ["html", "mermaid", "save", "svg", "text"]
 
 _NODES, _EDGES = 400, 2_000  # in a picture: more than anybody can look at
 _MERMAID_NODES, _MERMAID_EDGES, _MERMAID_TEXT = 400, 500, 50_000  # beyond, Mermaid refuses unless configured
-_LINES = 1_000  # of a tree in plain text
+_LINES, _INDENT = 1_000, 90  # of a tree in plain text: what is deeper begins at the left again
 
 
 # --- What is shown ---------------------------------------------------------------------------------
@@ -50,8 +50,10 @@ def _scene(graph: LineageGraph, nodes: int, edges: int) -> Scene:
     notes = []
     if hidden := len(known) - len(kept):
         notes.append(f"{words.count(hidden, 'more node')} not shown")
-    if hidden := len(inside) - edges:
-        notes += [f"{words.count(hidden, 'more line')} not shown"] if hidden > 0 else []
+    if hidden := len(inside[edges:]):
+        notes.append(f"{words.count(hidden, 'more line')} not shown")
+    if not known:
+        notes.append("Nothing is known.")
     if graph.cut:
         notes.append("The lineage goes on beyond what is shown.")
     return Scene(graph.root, [node for name, node in known.items() if name in kept], inside[:edges], notes)
@@ -218,7 +220,7 @@ def _branches(
         yield f"{indent}{'└─ ' if last else '├─ '}{told}" + ("  (see above)" if again else "")
         if not again:
             seen.add(name)
-            waiting += entries(name, indent + ("   " if last else "│  "))
+            waiting += entries(name, (indent + ("   " if last else "│  "))[-_INDENT:])
 
 
 def _told(node: Node, *, brief: bool = False) -> str:

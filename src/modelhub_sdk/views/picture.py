@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from modelhub_sdk.domain.lineage import Edge, Node, NodeKind
 from modelhub_sdk.views import text
@@ -430,6 +430,8 @@ def draw(scene: Scene) -> str:
     ]
     found = arrange([(card.width, card.height) for card in cards], links)
     nodes = {node.id: node for node in scene.nodes}
+    if any(line.backward for line in found.lines):
+        scene = evolve(scene, notes=[*scene.notes, "Dashed lines close a circle: they run against time."])
     legend = list(_legend(scene, found.height + 2 * _MARGIN, max(found.width, 420.0)))
     width = max(found.width, 420.0 if legend else 120.0) + 2 * _MARGIN
     height = found.height + 2 * _MARGIN + sum(22 for _ in legend) + (6 if legend else 0)
