@@ -443,7 +443,7 @@ def check_html(page):
     assert reader.open == []
 
 
-INSIDE = r"(?:[^\W_]|[ \-_,/+=()]|#\d+;|[^\x00-\x7f])*"
+INSIDE = r"(?:[^\W_]|[ \-_,/+=()]|\.(?=\w)|#\d+;|[^\x00-\x7f])*"
 NODE = re.compile(
     rf'  (?:n|more)\d+(?:\[|\[\(|\[\[|\(\[|\{{\{{|>)"{INSIDE}(?:<br/>{INSIDE})?"(?:\]|\)\]|\]\]|\]\)|\}}\}})'
 )
@@ -526,10 +526,10 @@ def test_mermaid():
     drawn = views.mermaid(pipeline())
     check_mermaid(drawn, nodes=8, edges=7)
     for line in (
-        '  n0[["clicks#46;csv<br/>48 MB"]]',
-        '  n1(["#35;11 prepare<br/>completed #183; 12 s"])',
+        '  n0[["clicks.csv<br/>48 MB"]]',
+        '  n1(["#35;11 prepare<br/>completed · 12 s"])',
         '  n2[("clicks/v7")]',
-        '  n5["churn/v3<br/>approved #183; 2026-03-01"]',
+        '  n5["churn/v3<br/>approved · 2026-03-01"]',
         '  n0 -->|"raw"| n1',
         "  n1 --> n2",
         "  class n5 model",

@@ -57,8 +57,12 @@ _HARMLESS_BEFORE: Final = {
         "reward sort state target text unique".split()
     ),
 }
-_PASS_OF: Final = frozenset("admin db ftp http https mongo mysql pg postgres proxy redis root smtp user".split())
-_PLAIN: Final = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|true|false|none|null|yes|no|on|off", re.I)
+_PASS_OF: Final = frozenset(
+    "admin db ftp http https mongo mysql pg postgres proxy redis root smtp user".split()
+)
+_PLAIN: Final = re.compile(
+    r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|true|false|none|null|yes|no|on|off", re.I
+)
 
 _QUERY_SECRET: Final = re.compile(r"sig|token|secret|passw|pwd|credential|key|auth|jwt|session", re.I)
 _QUERY_PIECE: Final = re.compile(r"([?&;#])([^=&;#?]+)=([^&;#]+)")

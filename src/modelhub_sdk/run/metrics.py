@@ -37,20 +37,27 @@ class Series:
         for line in path.read_text("utf-8", errors="replace").splitlines():
             try:
                 step, at, values = json.loads(line)
-                self._add({key: from_json(value) for key, value in values.items()}, step, codec.parse_time(at))
+                self._add(
+                    {key: from_json(value) for key, value in values.items()}, step, codec.parse_time(at)
+                )
             except (ValueError, TypeError, AttributeError):
                 continue  # the line that was being written when the process was killed
 
     def add(self, values: Mapping[str, Value], step: int | None, at: datetime) -> None:
         """Add values that are normalised already."""
-        line = codec.dumps([step, codec.print_time(at), {key: to_json(value) for key, value in values.items()}])
+        line = codec.dumps(
+            [step, codec.print_time(at), {key: to_json(value) for key, value in values.items()}]
+        )
         with self._lock:
             self._add(values, step, at)
             if self._file is not None:
                 try:
                     self._file.write(line.decode() + "\n")
                     self._file.flush()
-                except (OSError, ValueError):  # the disk is full: what is in memory is still recorded at the end
+                except (
+                    OSError,
+                    ValueError,
+                ):  # the disk is full: what is in memory is still recorded at the end
                     self._file = None
 
     def _add(self, values: Mapping[str, Value], step: int | None, at: datetime) -> None:
@@ -68,3 +75,10 @@ class Series:
         """Return key -> [step, time, value as JSON], in order."""
         with self._lock:
             return {key: list(rows) for key, rows in self._rows.items()}
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock, suppress(OSError):
+            if self._file is not None:
+                self._file.close()
+            self._file = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import weakref
 from collections.abc import Mapping
 from contextlib import suppress
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from modelhub_sdk.domain.values import Frozen
 from modelhub_sdk.errors import Conflict, InvalidName, NotAllowed, shown
+
+_TRIES, _PAUSE = 6, 0.05  # a child that was just forked lets go of the lock a moment later
 
 _held: weakref.WeakSet[OutputsFolder] = weakref.WeakSet()
 
@@ -46,7 +49,9 @@ class OutputsFolder:
         if given is None:
             return None
         if not isinstance(given, (str, os.PathLike)) or not os.fsdecode(given) or "\0" in os.fsdecode(given):
-            raise InvalidName(f"outputs={shown(given)} is not a folder.", hint="Pass the path of a folder, or None.")
+            raise InvalidName(
+                f"outputs={shown(given)} is not a folder.", hint="Pass the path of a folder, or None."
+            )
         path = Path(os.path.abspath(os.fsdecode(given)))
         if shared and any(one.path == path for one in _held if one._lock is not None):
             return None
@@ -100,17 +105,22 @@ def _locked(path: Path) -> int | None:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
     except OSError:
         return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise Conflict(
-            f"Another run that is on writes to {shown(str(path), 200)}.",
-            hint="Give each run a folder of its own: outputs='outputs/a'.",
-        ) from None
-    except OSError:  # this file system knows no such locks
-        os.close(descriptor)
-        return None
+    for left in range(_TRIES, -1, -1):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if left:
+                time.sleep(_PAUSE)
+                continue
+            os.close(descriptor)
+            raise Conflict(
+                f"Another run that is on writes to {shown(str(path), 200)}.",
+                hint="Give each run a folder of its own: outputs='outputs/a'.",
+            ) from None
+        except OSError:  # this file system knows no such locks
+            os.close(descriptor)
+            return None
+        break
     return descriptor
 
 

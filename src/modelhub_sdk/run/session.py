@@ -100,7 +100,9 @@ class Run:
         self._stop = threading.Event()
         self._watcher: Watcher | None = None
         self._environ: dict[str, str | None] = {}
-        self._project = names.check_name(project, "project") if project is not None else registry._core.project
+        self._project = (
+            names.check_name(project, "project") if project is not None else registry._core.project
+        )
         self._group = None if group is None else names.check_text(group, "group", 200)
         self._parent = active.own_run_id(registry) or _parent_of(registry, self.id)
         _checked_params(self.params)
@@ -162,7 +164,8 @@ class Run:
         if uri is None:
             if good not in self._paths:
                 raise NotFound(
-                    f"This run has no input {shown(good)}.", hint=f"It has {', '.join(self._paths) or 'none'}."
+                    f"This run has no input {shown(good)}.",
+                    hint=f"It has {', '.join(self._paths) or 'none'}.",
                 )
             return self._paths[good]
         before = set(self._inputs)
@@ -540,7 +543,9 @@ class Run:
             said = masking.text("".join(traceback.format_exception_only(error)).strip())[:_MAX_EXCEPTION]
             said = said.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
         script = code.notebook_digest() if self._code.code.entry == "notebook" else None
-        alerts = tuple(Frozen(_alert(alert)) for alert in self._alerts[:100] if alert.file in (None, "stdout"))
+        alerts = tuple(
+            Frozen(_alert(alert)) for alert in self._alerts[:100] if alert.file in (None, "stdout")
+        )
 
         def decide(view: View, seal: Sealer) -> list[Event]:
             if runs.finished(view, self.id, self._attempt) is not None:
@@ -620,16 +625,23 @@ def _captured(capture: bool | Iterable[str]) -> tuple[str, ...]:
     for one in wanted:
         if one not in _EVERYTHING:
             raise InvalidDocument(
-                f"capture={shown(one)} is not known.", hint=f"It is True, False, or some of {', '.join(_EVERYTHING)}."
+                f"capture={shown(one)} is not known.",
+                hint=f"It is True, False, or some of {', '.join(_EVERYTHING)}.",
             )
     return wanted
 
 
 def _checked_id(given: object) -> str:
     text = names.check_text(given, "run id", 200)
-    if not text or text != text.strip() or any(c.isspace() or c in "/\\:" for c in text) or text.startswith("."):
+    if (
+        not text
+        or text != text.strip()
+        or any(c.isspace() or c in "/\\:" for c in text)
+        or text.startswith(".")
+    ):
         raise InvalidDocument(
-            f"{shown(text)} is not the id of a run.", hint="Use letters, digits, - and _: for example a job's id."
+            f"{shown(text)} is not the id of a run.",
+            hint="Use letters, digits, - and _: for example a job's id.",
         )
     return text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,7 +121,7 @@ _LOOKS = {
     "wait": "fill:#fdf3d8,stroke:#8a5a00,color:#8a5a00",
     "root": "stroke-width:4px",
 }
-_PLAIN = frozenset(" -_,/+=()")
+_PLAIN = frozenset(" -_,./+=()")
 
 
 def mermaid(graph: LineageGraph) -> str:
@@ -162,11 +163,12 @@ def _mermaid(scene: Scene) -> str:
 
 
 def _quoted(told: str, limit: int) -> str:
-    """Return text for a place in quotes, in which Mermaid sees nothing but letters, digits and blanks."""
+    """Return text for a place in quotes, in which there is nothing that Mermaid would read as its own."""
     cleaned = words.clean(told[: 2 * limit])
     if len(cleaned) > limit:
         cleaned = cleaned[: limit - 1] + "…"
-    quoted = "".join(c if c.isalnum() or c in _PLAIN else f"#{ord(c)};" for c in cleaned)
+    quoted = "".join(c if c.isalnum() or c in _PLAIN or c > "\x7f" else f"#{ord(c)};" for c in cleaned)
+    quoted = re.sub(r"\.(?!\w)", "#46;", quoted)  # "1. " would begin a list
     return quoted.replace("#92;n", "#92;#8288;n")  # else a line break, however it is written
 
 
