@@ -84,10 +84,10 @@ def test_the_whole_chain_upstream(story: Registry):
         ("run:train", "model://iris/v1"),
     }
     by_id = {node.id: node for node in up.nodes}
-    assert (by_id["model://iris/v1"].label, by_id["model://iris/v1"].status) == ("iris v1", "approved")
+    assert (by_id["model://iris/v1"].label, by_id["model://iris/v1"].status) == ("iris/v1", "approved")
     assert (by_id["run:train"].label, by_id["run:train"].status) == ("#2 train", "completed")
     assert by_id[f"file:{RAW.digest}"].label == "raw.csv"
-    assert (by_id["code:c1"].label, by_id["code:c1"].detail) == ("train.py", "c1")
+    assert (by_id["code:c1"].label, by_id["code:c1"].detail) == ("c1", "train.py")
     assert not up.cut
 
 

@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "open": "hub",
     "resolve": "hub",
+    "start_run": "hub",
     "use": "hub",
     "Registry": "registry",
     "RegistryView": "reads",
@@ -35,6 +36,13 @@ _HOMES = {
     "Resolved": "domain.entities",
     "Use": "domain.entities",
     "Verification": "domain.entities",
+    "Run": "run.session",
+    "RunRecord": "domain.lineage",
+    "LineageRecord": "domain.lineage",
+    "LineageGraph": "domain.lineage",
+    "Datum": "domain.entities",
+    "DatasetVersion": "domain.entities",
+    "Dataset": "domain.entities",
     "Busy": "errors",
     "ClockSkew": "errors",
     "Conflict": "errors",
@@ -68,6 +76,9 @@ __all__ = [
     "Comparison",
     "Conflict",
     "CredentialsRefused",
+    "Dataset",
+    "DatasetVersion",
+    "Datum",
     "DigestMismatch",
     "IngestReport",
     "InvalidDocument",
@@ -76,6 +87,8 @@ __all__ = [
     "InvalidURI",
     "JournalTooNew",
     "KeyReused",
+    "LineageGraph",
+    "LineageRecord",
     "Listing",
     "MissingExtra",
     "Model",
@@ -90,6 +103,8 @@ __all__ = [
     "Registry",
     "RegistryView",
     "Resolved",
+    "Run",
+    "RunRecord",
     "StoreUnavailable",
     "Unmet",
     "UnsafeStore",
@@ -97,6 +112,7 @@ __all__ = [
     "Verification",
     "open",
     "resolve",
+    "start_run",
     "use",
 ]
 
@@ -106,6 +122,9 @@ if TYPE_CHECKING:
         Alert,
         Alias,
         AuditRecord,
+        Dataset,
+        DatasetVersion,
+        Datum,
         IngestReport,
         Listing,
         Model,
@@ -114,6 +133,7 @@ if TYPE_CHECKING:
         Use,
         Verification,
     )
+    from modelhub_sdk.domain.lineage import LineageGraph, LineageRecord, RunRecord
     from modelhub_sdk.errors import (
         Busy,
         ClockSkew,
@@ -138,9 +158,10 @@ if TYPE_CHECKING:
         Unmet,
         UnsafeStore,
     )
-    from modelhub_sdk.hub import open, resolve, use  # noqa: A004  (hub.open reads as it does)
+    from modelhub_sdk.hub import open, resolve, start_run, use  # noqa: A004  (hub.open reads as it does)
     from modelhub_sdk.reads import RegistryView
     from modelhub_sdk.registry import Registry
+    from modelhub_sdk.run.session import Run
 
 
 def __getattr__(name: str) -> Any:

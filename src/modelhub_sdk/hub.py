@@ -6,11 +6,14 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modelhub_sdk.domain.entities import Resolved
 from modelhub_sdk.references import Ref
 from modelhub_sdk.registry import Registry
+
+if TYPE_CHECKING:
+    from modelhub_sdk.run.session import Run
 
 _current: ContextVar[Registry | None] = ContextVar("modelhub_sdk.registry", default=None)
 _default: Registry | None = None
@@ -64,3 +67,8 @@ def default() -> Registry:
 def resolve(uri: Ref, into: str | os.PathLike[str] | None = None, **options: Any) -> Resolved:
     """Bring the files of a version of the default registry onto this disk; see `Registry.resolve`."""
     return default().resolve(uri, into, **options)
+
+
+def start_run(name: str | None = None, **options: Any) -> Run:
+    """Start a run in the default registry and return it; see `Registry.start_run`."""
+    return default().start_run(name, **options)

@@ -203,9 +203,7 @@ def _node(view: View, uri: str, walk: _Walk, lost: Mapping[str, int]) -> Node:
         {label for (source, target), label in walk.edges.items() if uri in (source, target) and label}
     )
     if kind == "code":
-        return Node(
-            uri, "code", one_line(names[0]) if names else "code", detail=rest.removeprefix("sha256:")[:10]
-        )
+        return Node(uri, "code", rest.removeprefix("sha256:"), detail=one_line(names[0]) if names else None)
     return Node(uri, "file", one_line(names[0]) if names else rest[:20], detail=rest[:17] if rest else None)
 
 
@@ -228,7 +226,7 @@ def _model_node(view: View, uri: str) -> Node:
         parsed.selector.number if isinstance(parsed, ModelURI) and isinstance(parsed.selector, Number) else 0
     )
     state = view.state(parsed.name, number) if isinstance(parsed, ModelURI) and number else None
-    label = uri.removeprefix("model://").replace("/", " ").strip()
+    label = uri.removeprefix("model://").rstrip("/")
     if state is None:
         return Node(uri, "model", one_line(label), detail="not in this registry")
     status = "archived" if state.archived else "purged" if state.purged else state.status
@@ -239,7 +237,7 @@ def _model_node(view: View, uri: str) -> Node:
 
 def _dataset_node(view: View, uri: str) -> Node:
     name, _, version = uri.removeprefix("dataset://").partition("/")
-    label = one_line(f"{name} {version}".strip())
+    label = one_line(f"{name}/{version}".rstrip("/"))
     number = data.number_of(view, name, version)
     if number is None:
         return Node(uri, "dataset", label, detail="not in this registry")

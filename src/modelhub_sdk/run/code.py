@@ -12,7 +12,7 @@ What the words mean:
 - *dirty*: the tracked files on disk are not those of the commit, or there are untracked files of
   code that are not ignored. What is staged and then undone is clean, for it did not run. A submodule
   counts by the commit that it stands at, not by what was changed inside.
-- *diff*: the digest of ``git diff HEAD --binary``, and after it of the names and contents of the
+- *diff*: the digest of ``git diff HEAD --binary --full-index``, and after it of the names and contents of the
   untracked code. Without such files it is plainly the digest of git's output.
 - Where git is missing, refuses (somebody else's repository) or is too late, the commit and the branch are
   read from ``.git`` itself, and `dirty` is unknown.
@@ -20,6 +20,7 @@ What the words mean:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -39,7 +40,7 @@ from attrs import frozen
 from modelhub_sdk.domain.lineage import Code
 from modelhub_sdk.run import masking
 
-__all__ = ["Captured", "capture", "digest", "notebook_cells", "tracked_files"]
+__all__ = ["Captured", "capture", "notebook_cells", "notebook_digest", "tracked_files"]
 
 NOTEBOOK: Final = "notebook"
 """The entry of code that runs in a notebook."""
@@ -55,8 +56,15 @@ COMMIT_VARIABLES: Final = (
 )
 """Where the commit is looked for when there is no checkout that says it."""
 
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
 # Program text only: untracked configuration and JSON are more often a run's output than its code.
-_CODE: Final = "bash c cc cpp cu cuh cxx go h hpp ipynb java jl js kt lua m pxd py pyi pyx r R rs scala sh sql ts".split()
+_CODE: Final = _set(
+    "bash c cc cpp cu cuh cxx go h hpp ipynb java jl js kt lua m  pxd py pyi pyx r R rs scala sh sql ts"
+)
 _MAX_UNTRACKED: Final = 64 << 20
 _MAX_SCRIPT: Final = 64 << 20
 _PIECE: Final = 1 << 16
@@ -65,10 +73,10 @@ _COMMIT: Final = re.compile(r"~?[0-9A-Za-z][0-9A-Za-z._/@:+-]{0,199}")
 _HEX: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 # Variables that would turn git to another repository, or have it run or write something.
-_DROPPED: Final = frozenset(
+_DROPPED: Final = _set(
     "GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_COMMON_DIR GIT_OBJECT_DIRECTORY GIT_NAMESPACE GIT_PREFIX "
     "GIT_ALTERNATE_OBJECT_DIRECTORIES GIT_EXTERNAL_DIFF GIT_DIFF_OPTS GIT_LITERAL_PATHSPECS "
-    "GIT_GLOB_PATHSPECS GIT_NOGLOB_PATHSPECS GIT_ICASE_PATHSPECS GIT_ATTR_SOURCE".split()
+    "GIT_GLOB_PATHSPECS GIT_NOGLOB_PATHSPECS GIT_ICASE_PATHSPECS GIT_ATTR_SOURCE"
 )
 _SETTINGS: Final = (
     "core.fsmonitor=false",
@@ -82,7 +90,7 @@ _SETTINGS: Final = (
 )
 _DIFF: Final = (
     *("diff", "--binary", "--no-ext-diff", "--no-textconv", "--no-color", "--no-renames", "--full-index"),
-    *("--src-prefix=a/", "--dst-prefix=b/", "--diff-algorithm=myers", "--no-indent-heuristic", "-U3"),
+    *("--src-prefix=a/", "--dst-prefix=b/", "--diff-algorithm=myers", "--indent-heuristic", "-U3"),
     *(f"-O{os.devnull}", "--submodule=short", "--ignore-submodules=dirty"),
 )
 
@@ -93,7 +101,7 @@ class Captured:
 
     `command` is the command line, without secrets. `root` is the folder of the repository, with links
     resolved, None without one. In a notebook ``code.entry`` is ``notebook``, and ``code.script`` is
-    for the caller to add at the end: the `digest` of `notebook_cells`.
+    for the caller to add at the end: `notebook_digest`.
     """
 
     code: Code
@@ -140,8 +148,10 @@ def capture(
     return Captured(code, masking.command(argv if argv is not None else sys.orig_argv), found.root)
 
 
-def tracked_files(root: Path, timeout: float = 2.0) -> frozenset[str]:
+def tracked_files(root: Path | None, timeout: float = 2.0) -> frozenset[str]:
     """Return the real paths of the files that git tracks under *root*; empty where that cannot be known."""
+    if root is None:
+        return frozenset()
     git = _Git(root, time.monotonic() + timeout)
     status, out = git.ask("ls-files", "-z")
     if status != 0:
@@ -164,9 +174,12 @@ def notebook_cells() -> str | None:
     return "".join(f"# In[{number}]\n{cell}\n" for number, cell in enumerate(cells) if cell)
 
 
-def digest(text: str) -> str:
-    """Return ``sha256:<hex>`` of *text*."""
-    return "sha256:" + hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+def notebook_digest() -> str | None:
+    """Return ``sha256:<hex>`` of `notebook_cells`, None outside of a notebook."""
+    cells = notebook_cells()
+    if cells is None:
+        return None
+    return "sha256:" + hashlib.sha256(cells.encode("utf-8", "backslashreplace")).hexdigest()
 
 
 # --- The entry ------------------------------------------------------------------------------------
@@ -415,7 +428,7 @@ def _changes(git: _Git, born: bool) -> tuple[bool | None, str | None]:
     if status != 0:
         return (True if size else None), None
     others = ("ls-files", "--others", "--exclude-standard", "-z", "--")
-    status, out = git.ask(*others, *(f"*.{suffix}" for suffix in _CODE))
+    status, out = git.ask(*others, *(f"*.{suffix}" for suffix in sorted(_CODE)))
     if status != 0:
         return (True if size else None), None
     untracked = sorted(name for name in out.split(b"\0") if name)
@@ -532,14 +545,10 @@ def _environment() -> Mapping[str, str]:
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """Kill git and the children in its group, and wait a moment for the corpse."""
-    try:
+    with contextlib.suppress(OSError):
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)
         else:  # pragma: no cover  # Windows
             process.kill()
-    except OSError:
-        pass
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):  # it may hang in the kernel, on a dead mount
         process.wait(0.5)
-    except subprocess.TimeoutExpired:  # pragma: no cover  # it hangs in the kernel, on a dead mount
-        pass

@@ -87,7 +87,12 @@ def _python() -> str:
 def _platform() -> str:
     import platform
 
-    return platform.platform()
+    # Not platform.platform(): that starts `uname -p`.
+    system = platform.system()
+    if system == "Darwin":
+        return f"macOS-{platform.mac_ver()[0]}-{platform.machine()}"
+    libc = "".join(platform.libc_ver())
+    return f"{system}-{platform.release()}-{platform.machine()}" + (f"-with-{libc}" if libc else "")
 
 
 def _image(root: Path = Path("/")) -> str | None:
@@ -124,7 +129,7 @@ def _packages() -> Mapping[str, str]:
     ``name.egg-info``, which a development install leaves beside its sources, is looked into.
     """
     found: dict[str, str] = {}
-    for folder in dict.fromkeys(sys.path):
+    for folder in dict.fromkeys(path for path in sys.path if isinstance(path, str)):
         for name, version in _distributions(folder or os.curdir):
             found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), version)
     return Frozen(sorted(found.items()))
@@ -139,7 +144,7 @@ def _distributions(folder: str) -> Iterator[tuple[str, str]]:
     try:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in islice(entries, _MAX_NAMES) if entry.name.endswith("-info")]
-    except OSError:  # a zip file, or nothing
+    except (OSError, ValueError):  # a zip file, nothing, or no path at all
         return
     for info in sorted(names):
         match = _INFO.fullmatch(info)
@@ -188,7 +193,7 @@ def _cpus(root: Path) -> int | float | None:
 def _memory(root: Path) -> int | None:
     """Return the bytes of memory of this process: the machine's, or less where a limit says so."""
     sizes = []
-    if match := re.search(r"^MemTotal:\s+(\d+) kB", _read(root / "proc/meminfo"), re.M):
+    if match := re.search(r"^MemTotal:\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE):
         sizes.append(int(match[1]) * 1024)
     elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -216,7 +221,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
 
 
 def _processor(root: Path) -> str | None:
-    if match := re.search(r"^(?:model name|Model)\s*:\s*(\S.*)$", _read(root / "proc/cpuinfo"), re.M):
+    if match := re.search(r"^(?:model name|Model)\s*:\s*(\S.*)$", _read(root / "proc/cpuinfo"), re.MULTILINE):
         return match[1].strip()
     return os.uname().machine or None if hasattr(os, "uname") else None
 
@@ -226,7 +231,9 @@ def _gpus(root: Path) -> tuple[str, ...]:
     driver = root / "proc/driver/nvidia/gpus"
     if driver.is_dir():
         texts = [_read(folder / "information") for folder in sorted(driver.iterdir())]
-        names = [match[1].strip() for text in texts if (match := re.search(r"^Model:\s*(.+)$", text, re.M))]
+        names = [
+            match[1].strip() for text in texts if (match := re.search(r"^Model:\s*(.+)$", text, re.MULTILINE))
+        ]
         if names:
             return tuple(names)
     if any((root / "dev" / name).exists() for name in ("nvidiactl", "nvidia0", "dxg")):

@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -29,12 +30,17 @@ __all__ = ["MASK", "command", "mapping", "text", "url"]
 MASK: Final = "***"
 """What stands in the place of a secret."""
 
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
 _MAX_DEPTH: Final = 64
 
 _WORDS: Final = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+|[^\W\d_]+")
-_STRONG: Final = frozenset(
+_STRONG: Final = _set(
     "password passwords passwd passphrase passcode pwd secret secrets credential credentials cred creds "
-    "authorization bearer".split()
+    "authorization bearer"
 )
 _STRONG_PAIRS: Final = frozenset(
     (first, second)
@@ -47,24 +53,24 @@ _STRONG_ENDS: Final = re.compile(
 _WEAK: Final = frozenset(("token", "key", "auth", "pat", "jwt"))
 # What stands before `token` and `key` in the parameters of training code, where neither is a secret.
 _HARMLESS_BEFORE: Final = {
-    "token": frozenset(
+    "token": _set(
         "additional bos class cls decoder end eos eot first forced image last mask new next pad per prefix sep "
-        "separator special start stop suffix unk unknown vocab word".split()
+        "separator special start stop suffix unk unknown vocab word"
     ),
-    "key": frozenset(
+    "key": _set(
         "action audio batch caption class column feature features foreign group image input join label labels "
         "loss map mask metric monitor natural obs observation order output partition prediction primary public "
-        "reward sort state target text unique".split()
+        "reward sort state target text unique"
     ),
 }
-_PASS_OF: Final = frozenset(
-    "admin db ftp http https mongo mysql pg postgres proxy redis root smtp user".split()
-)
+_PASS_OF: Final = _set("admin db ftp http https mongo mysql pg postgres proxy redis root smtp user")
 _PLAIN: Final = re.compile(
-    r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|true|false|none|null|yes|no|on|off", re.I
+    r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|true|false|none|null|yes|no|on|off", re.IGNORECASE
 )
 
-_QUERY_SECRET: Final = re.compile(r"sig|token|secret|passw|pwd|credential|key|auth|jwt|session", re.I)
+_QUERY_SECRET: Final = re.compile(
+    r"sig|token|secret|passw|pwd|credential|key|auth|jwt|session", re.IGNORECASE
+)
 _QUERY_PIECE: Final = re.compile(r"([?&;#])([^=&;#?]+)=([^&;#]+)")
 _USERINFO_INSIDE: Final = re.compile(r"//[^/@\s]*@")
 _SCHEME: Final = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)*[A-Za-z][A-Za-z0-9+.-]*://")
@@ -165,7 +171,7 @@ def _strength(words: tuple[str, ...]) -> str:
         return "strong"
     if any(word in _STRONG or _STRONG_ENDS.search(word) for word in words):
         return "long"
-    if any(pair in _STRONG_PAIRS for pair in zip(words, words[1:], strict=False)):
+    if any(pair in _STRONG_PAIRS for pair in pairwise(words)):
         return "long"
     if last == "pass" and (not before or before in _PASS_OF):
         return "weak"

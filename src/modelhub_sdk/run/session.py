@@ -365,14 +365,14 @@ class Run:
         atexit.register(self._at_exit)
 
     def _watch(self, roots: Iterable[str | os.PathLike[str]]) -> None:
-        core = self._registry._core
+        core, root = self._registry._core, self._code.root
         exclude = [Path(core.cache().path), *map(Path, self._registry._own())]
         if self.outputs is not None:
             exclude.append(self.outputs)
         self._watcher = Watcher(
             [Path.cwd(), *map(Path, listed(roots, "roots"))],
             exclude=exclude,
-            tracked=functools.partial(code.tracked_files, self._code.root),
+            tracked=frozenset if root is None else functools.partial(code.tracked_files, root),
             spool=self._folder / "reads",
         )
         self._watcher.start()
@@ -454,6 +454,7 @@ class Run:
                 failure = problem
                 self._alerts.append(Alert(f"The outputs were not stored: {problem.message}"))
             self._record(status, exit_status, error, inputs, unseen, duration)
+            self._metrics.close()
             if self._outputs is not None:
                 self._outputs.remove_if_empty()
             if failure is None:
@@ -542,7 +543,8 @@ class Run:
         if error is not None:
             said = masking.text("".join(traceback.format_exception_only(error)).strip())[:_MAX_EXCEPTION]
             said = said.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
-        script = code.notebook_digest() if self._code.code.entry == "notebook" else None
+        cells = code.notebook_cells() if self._code.code.entry == code.NOTEBOOK else None
+        script = None if cells is None else code.digest(cells)
         alerts = tuple(
             Frozen(_alert(alert)) for alert in self._alerts[:100] if alert.file in (None, "stdout")
         )
@@ -683,8 +685,8 @@ def _outcome(error: BaseException | None) -> tuple[str, int | None]:
     if isinstance(error, SystemExit):
         status = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
         return ("failed" if status else "completed"), status
-    status = getattr(error, "status", None)
-    return "failed", status if isinstance(status, int) else 1
+    of_child = getattr(error, "status", None)  # of `ChildFailed`
+    return "failed", of_child if isinstance(of_child, int) else 1
 
 
 def _shortened(inputs: Sequence[RunInput]) -> tuple[tuple[RunInput, ...], bool]:
