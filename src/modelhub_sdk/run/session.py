@@ -30,7 +30,7 @@ from modelhub_sdk.domain.entities import Alert, Datum, File, IngestReport, Model
 from modelhub_sdk.domain.events import Event, Sealer
 from modelhub_sdk.domain.lineage import Code, Environment, RunInput, RunRecord
 from modelhub_sdk.domain.values import Frozen, Value, normalise
-from modelhub_sdk.errors import InvalidDocument, ModelHubError, NotAllowed, NotFound, shown
+from modelhub_sdk.errors import InvalidDocument, InvalidName, ModelHubError, NotAllowed, NotFound, shown
 from modelhub_sdk.formats import codec, manifest
 from modelhub_sdk.index import data, runs
 from modelhub_sdk.index.queries import View
@@ -107,7 +107,7 @@ class Run:
         self._parent = active.own_run_id(registry) or _parent_of(registry, self.id)
         _checked_params(self.params)
         found = self._captured_code(commit)
-        self.name = names.check_text(name if name is not None else _name_of(found.code), "name", 200)
+        self.name = _checked_name(name if name is not None else _name_of(found.code))
         self._code = found
         self._facts = dict(facts)
         self._outputs = OutputsFolder.claimed(outputs, shared=_is_nested_default(outputs))
@@ -645,6 +645,13 @@ def _checked_id(given: object) -> str:
             f"{shown(text)} is not the id of a run.",
             hint="Use letters, digits, - and _: for example a job's id.",
         )
+    return text
+
+
+def _checked_name(given: object) -> str:
+    text = names.check_text(given, "name of a run", 200)
+    if not text.strip() or not text.isprintable():
+        raise InvalidName(f"{shown(text)} is not the name of a run.", hint="Write one line of text.")
     return text
 
 
