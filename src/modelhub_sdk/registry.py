@@ -68,6 +68,8 @@ from modelhub_sdk.references import (
 from modelhub_sdk.uses import drain, inbox
 
 if TYPE_CHECKING:
+    from modelhub_sdk.domain.lineage import RunRecord
+    from modelhub_sdk.run.inputs import PlacedInput
     from modelhub_sdk.run.session import Run
 
 _INLINE_FILES = 1000
@@ -1005,6 +1007,111 @@ class Registry(RegistryView):
             roots=roots,
             commit=commit,
         )
+
+    def run_step(
+        self,
+        path: str | os.PathLike[str],
+        step: str,
+        *,
+        parameters: Mapping[str, Any] | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        keep: str = "all",
+        id: str | None = None,  # noqa: A002  # as in `start_run`
+        tags: Iterable[str] = (),
+    ) -> RunRecord:
+        """Run a step of a ``valohai.yaml`` here, as a run, and return its record.
+
+        The step's command runs in a process of its own, in the folder of the file, with its inputs, the
+        config files and the ``VH_…`` variables where ``valohai-utils`` and scripts for Valohai look for
+        them; also under ``/valohai`` for scripts that hard-code it, where the system allows a private
+        mount. JSON lines that it prints are metrics, the files that it writes are its outputs.
+
+        Args:
+            path: the file, or the folder that it is in.
+            step: the name of the step.
+            parameters: name -> value, in the place of the defaults.
+            inputs: name -> URI or list of them, in the place of the defaults.
+            keep: ``"all"`` stores every output, as Valohai does; ``"annotated"`` those that an annotation names.
+            id: as for `start_run`.
+            tags: free texts.
+
+        Raises:
+            NotFound: there is no such file, step, parameter or input; or an input cannot be had: then
+                nothing was started.
+            InvalidDocument: the file or a parameter is not valid, or ``/valohai`` is needed and cannot be had.
+            ChildFailed: the command failed; its record is ``run(error.run_id)``.
+            MissingExtra: valohai-yaml is not installed.
+        """
+        from modelhub_sdk.run.runner import run_step
+
+        return run_step(self, path, step, parameters=parameters, inputs=inputs, keep=keep, id=id, tags=tags)
+
+    def run_pipeline(
+        self,
+        path: str | os.PathLike[str],
+        name: str,
+        *,
+        parameters: Mapping[str, Any] | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        keep: str = "all",
+    ) -> tuple[RunRecord, ...]:
+        """Run the execution nodes of a pipeline of a ``valohai.yaml`` one after another; return their records.
+
+        Edges from outputs and inputs to inputs, and from parameters and metadata to parameters are
+        followed. All runs are of one group. *parameters* and *inputs* are ``{"node.name": value}``; the
+        rest is as for `run_step`.
+
+        Raises:
+            What `run_step` raises; a node that fails ends the pipeline unless it says otherwise.
+        """
+        from modelhub_sdk.run.runner import run_pipeline
+
+        return run_pipeline(self, path, name, parameters=parameters, inputs=inputs, keep=keep)
+
+    def resolve_inputs(
+        self,
+        inputs: Mapping[str, Any],
+        into: str | os.PathLike[str] = "inputs",
+        *,
+        params: Mapping[str, Any] | None = None,
+    ) -> Mapping[str, PlacedInput]:
+        """Bring inputs into a folder, one folder for each, as Valohai lays them out; return where they are.
+
+        Args:
+            inputs: name -> URI, or a list of them: ``model://``, ``dataset://``, ``datum://``, any URL that
+                fsspec knows (``s3://bucket/*.csv``), or a path. Versions keep their folders.
+            into: the folder; each input's folder appears whole or not at all.
+            params: values for ``{parameter:x}`` in the URIs.
+
+        Raises:
+            NotFound, NotApproved …: an input cannot be had; the message names it, and nothing appeared.
+            Conflict: other files are in the way; the message names them.
+            InvalidDocument: two files of one input would have one name.
+        """
+        from modelhub_sdk.run.start import resolve_inputs
+
+        return resolve_inputs(self, inputs, into, params or {})
+
+    def resolve_step(
+        self,
+        path: str | os.PathLike[str],
+        step: str,
+        into: str | os.PathLike[str] = "inputs",
+        *,
+        parameters: Mapping[str, Any] | None = None,
+        inputs: Mapping[str, Any] | None = None,
+    ) -> Mapping[str, PlacedInput]:
+        """Bring the inputs of a step of a ``valohai.yaml`` into a folder, and return where they are.
+
+        Beside *into*, in ``config``, stand ``inputs.json``, ``parameters.json`` and the other files that
+        ``valohai-utils`` reads: set ``VH_CONFIG_DIR`` to that folder. The arguments are those of `run_step`.
+
+        Raises:
+            What `run_step` raises before it starts, and `resolve_inputs`.
+        """
+        from modelhub_sdk.run.start import resolve_step
+
+        return resolve_step(self, path, step, into, parameters=parameters, inputs=inputs)
 
     # --- outputs -------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from modelhub_sdk.domain import events as ev
@@ -187,7 +187,9 @@ def homes(view: View, digests: Iterable[str]) -> dict[str, str]:
         part = wanted[start : start + 200]
         marks = ", ".join("?" * len(part))
         for digest, id_ in view.sql.all(
-            f"SELECT digest, id FROM @datum WHERE digest IN ({marks}) AND seq <= ? ORDER BY seq, id", *part, view.at
+            f"SELECT digest, id FROM @datum WHERE digest IN ({marks}) AND seq <= ? ORDER BY seq, id",
+            *part,
+            view.at,
         ):
             found[digest] = f"datum://{id_}"
         for digest, model, number in view.sql.all(
@@ -317,14 +319,12 @@ def datum(view: View, id_: str) -> Datum | None:
     )
 
 
-def datums_of(view: View, run_id: str) -> Sequence[tuple[str, str, str]]:
-    """Return (id, name, digest) of the datums that a run made."""
-    return [
-        (row[0], row[1], row[2])
-        for row in view.sql.all(
-            "SELECT id, name, digest FROM @datum WHERE run_id = ? AND seq <= ? ORDER BY name", run_id, view.at
-        )
-    ]
+def datum_of(view: View, digest: str) -> Datum | None:
+    """Return the newest datum that holds these bytes, None when there is none."""
+    row = view.sql.one(
+        "SELECT id FROM @datum WHERE digest = ? AND seq <= ? ORDER BY seq DESC, id LIMIT 1", digest, view.at
+    )
+    return datum(view, row[0]) if row else None
 
 
 def selected(view: View, name: str, version: str) -> str | None:

@@ -60,7 +60,7 @@ def run(
     try:
         process = subprocess.Popen(
             command,
-            shell=isinstance(command, str),  # noqa: S602  # a line for the shell is what the caller wrote
+            shell=isinstance(command, str),  # a line for the shell is what the caller wrote
             cwd=cwd,
             env=None if env is None else dict(env),
             stdout=subprocess.PIPE,
@@ -87,7 +87,9 @@ def run(
 class _Lines:
     """Finds the metrics in a stream of bytes that comes in pieces."""
 
-    def __init__(self, on_metrics: Callable[[Mapping[str, Any]], None], on_problem: Callable[[str], None]) -> None:
+    def __init__(
+        self, on_metrics: Callable[[Mapping[str, Any]], None], on_problem: Callable[[str], None]
+    ) -> None:
         self._on_metrics = on_metrics
         self._on_problem = on_problem
         self._line = bytearray()

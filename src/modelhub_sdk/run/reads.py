@@ -22,13 +22,71 @@ from modelhub_sdk.run.spy import Spy, State
 _HOOK = str(Path(__file__).parent / "hook")
 
 _CODE = frozenset(
-    ".py .pyc .pyo .pyi .pyx .pyd .so .dll .dylib .ipynb .sh .bash .js .ts .c .h .cc .cpp .cu .java .go .rs .r .jl .pth".split()
+    [
+        ".py",
+        ".pyc",
+        ".pyo",
+        ".pyi",
+        ".pyx",
+        ".pyd",
+        ".so",
+        ".dll",
+        ".dylib",
+        ".ipynb",
+        ".sh",
+        ".bash",
+        ".js",
+        ".ts",
+        ".c",
+        ".h",
+        ".cc",
+        ".cpp",
+        ".cu",
+        ".java",
+        ".go",
+        ".rs",
+        ".r",
+        ".jl",
+        ".pth",
+    ]
 )
-_TEXT = frozenset(".md .rst .toml .yaml .yml .ini .cfg .conf .lock .html .css .mk .bat .ps1".split())
-_NAMES = frozenset(("makefile", "dockerfile", "license", "readme", "requirements.txt", "constraints.txt", "setup.cfg"))
-_SECRET = frozenset(".pem .key .p12 .pfx .kdbx".split())
+_TEXT = frozenset(
+    [
+        ".md",
+        ".rst",
+        ".toml",
+        ".yaml",
+        ".yml",
+        ".ini",
+        ".cfg",
+        ".conf",
+        ".lock",
+        ".html",
+        ".css",
+        ".mk",
+        ".bat",
+        ".ps1",
+    ]
+)
+_NAMES = frozenset(
+    ("makefile", "dockerfile", "license", "readme", "requirements.txt", "constraints.txt", "setup.cfg")
+)
+_SECRET = frozenset([".pem", ".key", ".p12", ".pfx", ".kdbx"])
 _FOLDERS = frozenset(("__pycache__", "site-packages", "dist-packages", "node_modules"))
-_SYSTEM = ("/proc", "/sys", "/dev", "/etc", "/usr", "/lib", "/lib64", "/bin", "/sbin", "/run", "/var", "/boot")
+_SYSTEM = (
+    "/proc",
+    "/sys",
+    "/dev",
+    "/etc",
+    "/usr",
+    "/lib",
+    "/lib64",
+    "/bin",
+    "/sbin",
+    "/run",
+    "/var",
+    "/boot",
+)
 
 
 @frozen
@@ -156,7 +214,9 @@ class Watcher:
 
     def _root_of(self, path: str) -> str | None:
         """Return the longest root that a path lies under, by its name or by its real place."""
-        fitting = [root for root in self._roots if path.startswith((root + os.sep, os.path.realpath(root) + os.sep))]
+        fitting = [
+            root for root in self._roots if path.startswith((root + os.sep, os.path.realpath(root) + os.sep))
+        ]
         if not fitting:
             return None
         root = max(fitting, key=len)
@@ -169,7 +229,10 @@ def _is_noise(path: str, root: str, name: str) -> bool:
     suffix = os.path.splitext(name)[1].lower()
     if any(part.startswith(".") or part in _FOLDERS for part in parts) or suffix in _CODE | _SECRET:
         return True
-    return any(path.startswith(place + os.sep) and not (root + os.sep).startswith(place + os.sep) for place in _places())
+    return any(
+        path.startswith(place + os.sep) and not (root + os.sep).startswith(place + os.sep)
+        for place in _places()
+    )
 
 
 def _places() -> Iterable[str]:
@@ -194,4 +257,6 @@ def _hashed(path: str, root: str, name: str, state: State, before: str | None, t
     except (OSError, ModelHubError):
         return Read(path, root, name, state[0], None, True)
     changed = torn or (found.st_size, found.st_mtime_ns, found.st_ino) != state
-    return Read(path, root, name, size, digest if digest.startswith("sha256:") else "sha256:" + digest, changed)
+    return Read(
+        path, root, name, size, digest if digest.startswith("sha256:") else "sha256:" + digest, changed
+    )

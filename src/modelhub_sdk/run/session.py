@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +36,7 @@ from modelhub_sdk.index import data, runs
 from modelhub_sdk.index.queries import View
 from modelhub_sdk.ports import Note
 from modelhub_sdk.run import code, environment, masking, metrics
+from modelhub_sdk.run import inputs as laying
 from modelhub_sdk.run.outputs import OutputsFolder
 from modelhub_sdk.run.reads import Read, Watcher
 
@@ -79,8 +80,10 @@ class Run:
         roots: Iterable[str | os.PathLike[str]],
         commit: str | None,
         facts: Mapping[str, Any] = Frozen(),
+        prepare: Callable[[Run], None] | None = None,
     ) -> None:
         registry._writable()
+        self.placed: tuple[laying.PlacedInput, ...] = ()
         self._registry = registry
         self._capture = _captured(capture)
         if keep not in ("annotated", "all"):
@@ -117,6 +120,8 @@ class Run:
             active.begin(self)
             for key, uri in (inputs or {}).items():
                 self.input(key, uri)
+            if prepare is not None:
+                prepare(self)
             self._metrics = metrics.Series(self._folder / "metrics.jsonl")
             self._start(roots)
         except BaseException:
@@ -277,6 +282,15 @@ class Run:
             )
         return status
 
+    @property
+    def registry(self) -> Registry:
+        """The registry that it is recorded in."""
+        return self._registry
+
+    def note_input(self, found: RunInput) -> None:
+        """Take note of an input that was brought here by other means than `input`."""
+        self._inputs[found.uri, found.name] = found
+
     def resolved(self, found: Resolved, asked: str) -> None:
         """Take note of what was resolved while this run was on."""
         version = found.version
@@ -298,19 +312,20 @@ class Run:
             self._alerts.append(Alert(error.message, file="stdout"))
 
     def _brought(self, name: str, uri: Any) -> Path:
-        if isinstance(uri, (list, tuple)) or not _is_ours(uri):
-            return self._laid_out(name, uri)
-        return Path(self._registry.resolve(uri).path)
-
-    def _laid_out(self, name: str, given: Any) -> Path:
-        """Bring plain URLs, files and lists into a folder of the run's."""
-        from modelhub_sdk.run import bring
-
-        placed = bring.lay_out(self._registry, {name: given}, self._folder / "inputs" / name, self.params)
-        for one in placed:
-            for found in bring.run_inputs(one):
-                self._inputs[found.uri, name] = found
-        return self._folder / "inputs" / name / name
+        """Bring an input here: a version into the cache, a URL into the run's folder; a local path is where it is."""
+        if not isinstance(uri, (list, tuple)) and _is_ours(uri):
+            return Path(self._registry.resolve(uri).path)
+        wanted = laying.specs({name: uri})
+        placed = laying.lay_out(
+            self._registry, wanted, self._folder / "inputs", self.params, self._folder / "fetched"
+        )
+        for found in placed[0].run_inputs():
+            self._inputs[found.uri, name] = found
+        local = Path(uri) if isinstance(uri, (str, os.PathLike)) else None
+        if local is not None and local.exists():
+            return local
+        folder = placed[0].folder or self._folder
+        return folder / placed[0].files[0].name if len(placed[0].files) == 1 else folder
 
     # --- start -----------------------------------------------------------------------------------
 
@@ -328,7 +343,7 @@ class Run:
         params = Frozen(masking.mapping(normalise(self.params, "params")))
         facts = self._facts
         if facts.get("code"):
-            self._code = evolve(self._code, code=facts["code"])
+            self._code = evolve(self._code, code=facts["code"], root=facts.get("root"))
         if facts.get("image"):
             found = evolve(found, image=facts["image"])
 
@@ -543,8 +558,7 @@ class Run:
         if error is not None:
             said = masking.text("".join(traceback.format_exception_only(error)).strip())[:_MAX_EXCEPTION]
             said = said.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
-        cells = code.notebook_cells() if self._code.code.entry == code.NOTEBOOK else None
-        script = None if cells is None else code.digest(cells)
+        script = code.notebook_digest() if self._code.code.entry == code.NOTEBOOK else None
         alerts = tuple(
             Frozen(_alert(alert)) for alert in self._alerts[:100] if alert.file in (None, "stdout")
         )

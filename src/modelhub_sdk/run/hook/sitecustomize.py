@@ -1,7 +1,7 @@
 """Put on the path of Python children of a run: they report what they read. Then the next sitecustomize runs."""
 
 
-def _begin():
+def _begin():  # type: ignore[no-untyped-def]  # read by older Pythons too
     import os
     import sys
 
@@ -30,4 +30,4 @@ def _begin():
         pass
 
 
-_begin()
+_begin()  # type: ignore[no-untyped-call]

@@ -1,0 +1,306 @@
+"""``valohai.yaml``: its steps and pipelines as plans. Parsed by ``valohai-yaml``, checked here."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from modelhub_sdk.domain.values import Frozen
+from modelhub_sdk.errors import InvalidDocument, MissingExtra, ModelHubError, NotFound, nearest, shown
+from modelhub_sdk.run.inputs import InputSpec
+
+
+@frozen
+class Project:
+    """A ``valohai.yaml``; `folder` is the repository that it stands in, `config` what valohai-yaml made of it."""
+
+    path: Path
+    config: Any
+
+    @property
+    def folder(self) -> Path:
+        """Where its programs are."""
+        return self.path.parent
+
+
+@frozen
+class StepPlan:
+    """A step with everything that is needed to run it. `command` is a line for the shell."""
+
+    name: str
+    image: str
+    command: str
+    folder: Path
+    params: Mapping[str, Any] = Frozen()
+    inputs: tuple[InputSpec, ...] = ()
+    environment: Mapping[str, str] = Frozen()
+
+
+@frozen
+class PipelineNode:
+    """A node of a pipeline: the name of its step, and the inputs that it overrides."""
+
+    name: str
+    step: str
+    inputs: Mapping[str, tuple[str, ...]] = Frozen()
+    on_error: str = "stop-all"
+
+
+@frozen
+class PipelineEdge:
+    """*what* ``output``, ``input``, ``parameter`` or ``metadata`` called *key* of *source* becomes *target_key* of *target*."""
+
+    source: str
+    what: str
+    key: str
+    target: str
+    target_what: str
+    target_key: str
+
+
+@frozen
+class PipelinePlan:
+    """A pipeline: its nodes in an order in which they can run, and its edges."""
+
+    name: str
+    nodes: tuple[PipelineNode, ...]
+    edges: tuple[PipelineEdge, ...]
+    append: Mapping[str, bool] = Frozen()
+
+
+def load(path: str | os.PathLike[str]) -> Project:
+    """Return the project of a ``valohai.yaml``, or of the folder that it stands in.
+
+    Raises:
+        NotFound: there is none. InvalidDocument: it is no valid one; the message says where.
+        MissingExtra: valohai-yaml is not installed.
+    """
+    try:
+        import valohai_yaml
+        import yaml
+    except ImportError:
+        raise MissingExtra(
+            "Reading valohai.yaml needs valohai-yaml.", hint="pip install 'modelhub-sdk[valohai]'"
+        ) from None
+    found = Path(os.path.abspath(os.fsdecode(path)))
+    if found.is_dir():
+        found /= "valohai.yaml"
+    try:
+        text = found.read_text("utf-8")
+    except FileNotFoundError:
+        raise NotFound(
+            f"There is no {shown(str(found), 300)}.", hint="Pass the path of a valohai.yaml."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidDocument(f"{shown(str(found), 300)} cannot be read: {error}.") from None
+    try:
+        return Project(found, valohai_yaml.parse(text))
+    except yaml.YAMLError as error:
+        raise InvalidDocument(f"{shown(str(found), 300)} is not YAML: {_one_line(error)}") from None
+    except ModelHubError:
+        raise
+    except Exception as error:  # noqa: BLE001  # valohai-yaml raises ValidationErrors, ValueError, TypeError, KeyError …
+        problems = [_one_line(one) for one in getattr(error, "errors", [])][:5] or [_one_line(error)]
+        raise InvalidDocument(
+            f"{shown(str(found), 300)} is not a valid valohai.yaml: {'; '.join(problems)}",
+            problems=tuple(problems),
+        ) from None
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(getattr(error, "message", error)).split())[:300]
+
+
+def plan(
+    project: Project,
+    step: str,
+    parameters: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, Any] | None = None,
+) -> StepPlan:
+    """Return the plan of a step with *parameters* and *inputs* in the place of its defaults.
+
+    Raises:
+        NotFound: there is no such step, parameter or input; the message names the nearest.
+        InvalidDocument: a parameter's value is none that it can have, or one is missing.
+    """
+    found = project.config.steps.get(step)
+    if found is None:
+        raise _missing("step", step, project.config.steps, str(project.path))
+    given = _parameters(found, parameters or {})
+    for name in inputs or {}:
+        if name not in found.inputs:
+            raise _missing("input", name, found.inputs, f"step {step}")
+    try:
+        commands = found.build_command(given)
+    except Exception as error:  # noqa: BLE001  # whatever the template's interpolation raises
+        raise InvalidDocument(
+            f"The command of step {shown(step)} cannot be built: {_one_line(error)}"
+        ) from None
+    flat = {name: value for name, value in given.items() if value is not None}
+    return StepPlan(
+        name=step,
+        image=found.image,
+        command=" && ".join(commands),
+        folder=project.folder,
+        params=Frozen(flat),
+        inputs=tuple(_input(one, (inputs or {}).get(name, _DEFAULT)) for name, one in found.inputs.items()),
+        environment=Frozen(
+            {
+                name: str(one.default)
+                for name, one in found.environment_variables.items()
+                if one.default is not None
+            }
+        ),
+    )
+
+
+_DEFAULT: Any = object()
+
+
+def _missing(what: str, name: object, known: Iterable[str], where: str) -> NotFound:
+    names = list(known)
+    near = nearest(str(name), names)
+    hint = f"Did you mean {', '.join(near)}?" if near else f"There are: {', '.join(names[:10]) or 'none'}."
+    return NotFound(f"There is no {what} {shown(name)} in {shown(where, 300)}.", hint=hint, nearest=near)
+
+
+def _parameters(step: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    for name in given:
+        if name not in step.parameters:
+            raise _missing("parameter", name, step.parameters, f"step {step.name}")
+    values: dict[str, Any] = {}
+    for name, parameter in step.parameters.items():
+        value = given[name] if name in given else parameter.default
+        if value is None:
+            if not parameter.optional and parameter.type != "flag":
+                raise InvalidDocument(
+                    f"The parameter {shown(name)} of step {shown(step.name)} has no value.",
+                    hint=f"Pass parameters={{{name!r}: …}}.",
+                )
+            values[name] = None
+            continue
+        try:
+            values[name] = parameter.validate(value)
+        except Exception as error:  # noqa: BLE001  # ValidationErrors, InvalidType, TypeError …
+            problems = [str(one) for one in getattr(error, "errors", [])] or [_one_line(error)]
+            raise InvalidDocument(
+                f"The parameter {shown(name)} of step {shown(step.name)}: {'; '.join(problems)}."
+            ) from None
+    return values
+
+
+def _input(found: Any, given: Any) -> InputSpec:
+    uris = found.default if given is _DEFAULT else given
+    uris = [] if uris is None else [uris] if not isinstance(uris, (list, tuple)) else list(uris)
+    return InputSpec(
+        name=found.name,
+        uris=tuple(str(getattr(uri, "uri", uri)) for uri in uris if uri),
+        keep=found.keep_directories.value,
+        filename=found.filename or None,
+        optional=found.optional,
+        download=found.download.value == "always",
+    )
+
+
+# --- pipelines ----------------------------------------------------------------------------------------------
+
+
+def pipeline(project: Project, name: str) -> PipelinePlan:
+    """Return the plan of a pipeline.
+
+    Raises:
+        NotFound: there is no such pipeline, or a node's step is not there.
+        InvalidDocument: a node or an edge of a kind that cannot be run here, or nodes in a circle.
+    """
+    found = project.config.pipelines.get(name)
+    if found is None:
+        raise _missing("pipeline", name, project.config.pipelines, str(project.path))
+    nodes = {}
+    for node in found.nodes:
+        if node.type != "execution":
+            raise InvalidDocument(
+                f"The node {shown(node.name)} is a {node.type}: only execution nodes run here.",
+                hint="Run its steps with reg.run_step.",
+            )
+        if node.step not in project.config.steps:
+            raise _missing("step", node.step, project.config.steps, f"node {node.name}")
+        nodes[node.name] = PipelineNode(node.name, node.step, Frozen(_overrides(node)), _on_error(node))
+    edges = tuple(_edge(edge, nodes) for edge in found.edges)
+    modes = {
+        node.name: str(getattr(getattr(node, "edge_merge_mode", None), "value", "replace"))
+        for node in found.nodes
+    }
+    return PipelinePlan(
+        name,
+        _ordered(nodes, edges),
+        edges,
+        Frozen({node: mode == "append" for node, mode in modes.items()}),
+    )
+
+
+def _overrides(node: Any) -> dict[str, tuple[str, ...]]:
+    override = getattr(node, "override", None)
+    found = {}
+    for one in getattr(override, "inputs", {}).values() if override is not None else ():
+        default = one.default
+        found[one.name] = tuple([default] if isinstance(default, str) else default or ())
+    return found
+
+
+def _on_error(node: Any) -> str:
+    return str(getattr(getattr(node, "on_error", None), "value", "stop-all"))
+
+
+def _edge(edge: Any, nodes: Mapping[str, PipelineNode]) -> PipelineEdge:
+    found = PipelineEdge(
+        edge.source_node,
+        edge.source_type,
+        edge.source_key,
+        edge.target_node,
+        edge.target_type,
+        edge.target_key,
+    )
+    text = f"{found.source}.{found.what}.{found.key} -> {found.target}.{found.target_what}.{found.target_key}"
+    for node in (found.source, found.target):
+        if node not in nodes:
+            raise _missing("node", node, nodes, f"edge {text}")
+    if (found.what, found.target_what) not in _EDGES:
+        raise InvalidDocument(
+            f"The edge {shown(text, 300)} cannot be followed here.",
+            hint="output → input, input → input, parameter → parameter and metadata → parameter can.",
+        )
+    return found
+
+
+_EDGES = {("output", "input"), ("input", "input"), ("parameter", "parameter"), ("metadata", "parameter")}
+
+
+def _ordered(nodes: Mapping[str, PipelineNode], edges: Sequence[PipelineEdge]) -> tuple[PipelineNode, ...]:
+    waiting = dict(nodes)
+    done: list[PipelineNode] = []
+    while waiting:
+        ready = [
+            name
+            for name in waiting
+            if not any(edge.target == name and edge.source in waiting for edge in edges)
+        ]
+        if not ready:
+            raise InvalidDocument(
+                f"The nodes {', '.join(map(shown, waiting))} wait for each other in a circle."
+            )
+        done += [waiting.pop(name) for name in ready]
+    return tuple(done)
+
+
+def fitting(pattern: str, names: Iterable[str]) -> list[str]:
+    """Return the outputs that ``output.<pattern>`` of an edge means: by path, or by name in any folder."""
+    return [
+        name
+        for name in names
+        if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name.rpartition("/")[2], pattern)
+    ]
