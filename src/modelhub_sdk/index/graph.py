@@ -45,7 +45,11 @@ def graph(
     walk = _walked(view, root, direction, depth)
     _tidied(walk, root, direction)
     nodes = {one: _node(view, one, walk, lost) for one in walk.nodes}
-    edges = {pair: label for pair, label in walk.edges.items() if pair[0] in nodes and pair[1] in nodes}
+    edges = {
+        pair: _telling(label, nodes[pair[0]], nodes[pair[1]])
+        for pair, label in walk.edges.items()
+        if pair[0] in nodes and pair[1] in nodes
+    }
     if direction == "down":
         for version in [one for one in walk.nodes if one.startswith("model://")]:
             _add_uses(view, version, nodes, edges, waiting)
@@ -186,6 +190,11 @@ def _tidied(walk: _Walk, root: str, direction: Direction) -> None:
         del walk.edges[pair]
 
 
+def _telling(label: str, source: Node, target: Node) -> str:
+    """Return the label of an edge where it says more than the nodes at its ends."""
+    return "" if source.kind == "code" or label in (source.label, target.label) else label
+
+
 def _node(view: View, uri: str, walk: _Walk, lost: Mapping[str, int]) -> Node:
     kind, _, rest = uri.partition(":")
     if kind == "run":
@@ -264,7 +273,7 @@ def _add_uses(
             node = "run:" + use.run_id
             if node not in nodes:
                 nodes[node] = _run_node(view, node, use.run_id, {})
-            edges.setdefault((version, node), "resolved")
+            edges.setdefault((version, node), "")
         else:
             groups[use.actor or "(redacted)", use.host or "?"].append(use)
     for (actor, host), uses in groups.items():
@@ -274,7 +283,7 @@ def _add_uses(
         nodes.setdefault(
             node, Node(node, "use", one_line(f"{actor} on {host}"), detail=f"{times} {last:%Y-%m-%d %H:%M}")
         )
-        edges.setdefault((version, node), "resolved")
+        edges.setdefault((version, node), "")
 
 
 def _size(size: int) -> str:

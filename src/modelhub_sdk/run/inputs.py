@@ -91,7 +91,7 @@ class PlacedInput:
             home = next((uri for uri in found if file.uri == uri or file.uri.startswith(uri + "/")), file.uri)
             found.setdefault(home, []).append(File(file.source, file.size, file.digest))
         return [
-            RunInput(uri=uri if "://" in uri else f"file:{uri}", name=self.name, files=tuple(files))
+            RunInput(uri=uri, name=self.name, files=tuple(files))
             for uri, files in found.items()
         ]
 
@@ -329,13 +329,15 @@ def _of_disk(uri: str, path: str) -> tuple[list[str], list[InputFile]]:
     files = []
     for one in paths:
         digest, size = _digests(Path(one))
-        whole = os.path.abspath(one)
-        files.append(
-            InputFile(
-                one, one if not os.path.isabs(one) else whole, Path(whole).as_uri(), size, digest, Path(whole)
-            )
-        )
+        source = _shown_path(one)
+        files.append(InputFile(source, source, "file:" + source, size, digest, Path(os.path.abspath(one))))
     return [file.uri for file in files], files
+
+
+def _shown_path(path: str) -> str:
+    """Return a local path as it may stand in a record: below the working folder, else the name alone."""
+    relative = Path(os.path.relpath(path)).as_posix()
+    return Path(path).name if relative.startswith("../") or relative == ".." else relative
 
 
 def _of_store(uri: str, work: Path) -> tuple[list[str], list[InputFile]]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
+from modelhub_sdk.blobs import disk
 from modelhub_sdk.domain.lineage import RunRecord
 from modelhub_sdk.domain.values import Frozen
 from modelhub_sdk.errors import InvalidDocument, ModelHubError, NotFound, shown
@@ -52,15 +55,16 @@ def _run(
     plan: StepPlan,
     *,
     keep: str,
-    id: str | None = None,
+    id: str | None = None,  # noqa: A002  # the public name
     tags: Any = (),
-    around: _Around | None = None,  # noqa: A002
+    around: _Around | None = None,
 ) -> RunRecord:
     around = around or _Around()
     where = Path(reg._core.cache().path) / "runs"
     run_id = id if id is not None else reg._core.new_id()
     work = where / run_id / "valohai"
     captured = code.capture(plan.folder, argv=[plan.command])
+    entry, digest = _entry(plan)
     run = Run(
         reg,
         around.name or plan.name,
@@ -79,7 +83,7 @@ def _run(
             "step": plan.name,
             "pipeline": around.pipeline,
             "command": plan.command,
-            "code": captured.code,
+            "code": evolve(captured.code, entry=entry, script=digest),
             "root": captured.root,
             "image": None,
         },
@@ -88,6 +92,20 @@ def _run(
     with run:
         _called(run, plan, work)
     return run.finish()
+
+
+def _entry(plan: StepPlan) -> tuple[str | None, str | None]:
+    """Return the program that a step's command names, and its digest."""
+    try:
+        words = shlex.split(plan.command)
+    except ValueError:
+        words = plan.command.split()
+    for word in words:
+        path = plan.folder / word
+        if word.endswith((".py", ".sh", ".r", ".R", ".jl")) and path.is_file():
+            digest, _size = disk.hash_file(os.path.realpath(path))
+            return Path(word).as_posix().removeprefix("./"), digest
+    return None, None
 
 
 def _prepared(run: Run, plan: StepPlan, work: Path) -> None:
@@ -132,7 +150,7 @@ def _called(run: Run, plan: StepPlan, work: Path) -> None:
     )
     # The program's "python" is this one, with what is installed beside it.
     variables["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
-    command: list[str] = ["sh", "-c", plan.command]
+    command = [shutil.which("bash") or "sh", "-c", plan.command]  # Valohai's shell is bash
     if mounted:
         place = work / "root"
         place.mkdir()
@@ -171,7 +189,7 @@ def run_pipeline(
     """Run a pipeline of a valohai.yaml. See `Registry.run_pipeline`."""
     project = steps.load(path)
     plan = steps.pipeline(project, name)
-    given = {"parameters": _by_node(parameters, plan), "inputs": _by_node(inputs, plan)}
+    given = {"parameters": _parameters(parameters, plan), "inputs": _by_node(inputs or {}, plan)}
     group = f"{name}-{reg._core.new_id()[:16]}"
     done: dict[str, RunRecord] = {}
     skipped: set[str] = set()
@@ -194,15 +212,28 @@ def run_pipeline(
     return tuple(done.values())
 
 
-def _by_node(given: Mapping[str, Any] | None, plan: steps.PipelinePlan) -> dict[str, dict[str, Any]]:
-    """Return ``{"node.name": value}`` as node -> name -> value; a name alone is for every node."""
+def _parameters(given: Mapping[str, Any] | None, plan: steps.PipelinePlan) -> dict[str, dict[str, Any]]:
+    """Return node -> parameter -> value: of the pipeline's own parameters, and those of single nodes."""
+    values = dict(given or {})
+    found: dict[str, dict[str, Any]] = {}
+    for name, (default, targets) in plan.parameters.items():
+        value = values.pop(name, default)
+        for node, parameter in targets if value is not None else ():
+            found.setdefault(node, {})[parameter] = value
+    for node, own in _by_node(values, plan).items():
+        found.setdefault(node, {}).update(own)
+    return found
+
+
+def _by_node(given: Mapping[str, Any], plan: steps.PipelinePlan) -> dict[str, dict[str, Any]]:
+    """Return ``{"node.name": value}`` as node -> name -> value."""
     found: dict[str, dict[str, Any]] = {}
     nodes = {node.name for node in plan.nodes}
-    for key, value in (given or {}).items():
+    for key, value in given.items():
         node, dot, name = key.partition(".")
         if not dot or node not in nodes:
             raise NotFound(
-                f"{shown(key)} names no node of the pipeline {shown(plan.name)}.",
+                f"{shown(key)} names nothing of the pipeline {shown(plan.name)}.",
                 hint=f'Write "<node>.<name>"; the nodes are {", ".join(sorted(nodes))}.',
             )
         found.setdefault(node, {})[name] = value
@@ -218,7 +249,7 @@ def _node_plan(
     done: Mapping[str, RunRecord],
 ) -> StepPlan:
     """Return the plan of a node, with what its edges bring."""
-    uris: dict[str, list[str]] = {name: list(values) for name, values in node.inputs.items()}
+    uris: dict[str, list[str]] = {}
     values: dict[str, Any] = dict(given["parameters"].get(node.name, {}))
     brought: dict[str, list[str]] = {}
     for edge in plan.edges:
@@ -236,11 +267,10 @@ def _node_plan(
         else:
             brought.setdefault(edge.target_key, []).extend(_uris(reg, record, edge))
     for name, found in brought.items():
-        before = uris.get(name, []) if plan.append.get(node.name) else []
-        uris[name] = [*before, *found]
+        uris[name] = [*(steps.default_uris(project, node, name) if node.append else ()), *found]
     for name, value in given["inputs"].get(node.name, {}).items():
         uris[name] = list(value) if isinstance(value, (list, tuple)) else [value]
-    return steps.plan(project, node.step, Frozen(values), uris)
+    return steps.plan(project, node.step, Frozen(values), uris, override=node.override)
 
 
 def _uris(reg: Registry, record: RunRecord, edge: steps.PipelineEdge) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +15,8 @@ from attrs import frozen
 from modelhub_sdk.domain.values import Frozen
 from modelhub_sdk.errors import InvalidDocument, MissingExtra, ModelHubError, NotFound, nearest, shown
 from modelhub_sdk.run.inputs import InputSpec
+
+log = logging.getLogger("modelhub_sdk")
 
 
 @frozen
@@ -43,12 +47,16 @@ class StepPlan:
 
 @frozen
 class PipelineNode:
-    """A node of a pipeline: the name of its step, and the inputs that it overrides."""
+    """A node of a pipeline: the name of its step, what it overrides of it, what follows when it fails.
+
+    `append` means that what edges bring comes after the input's own URIs, not in their place.
+    """
 
     name: str
     step: str
-    inputs: Mapping[str, tuple[str, ...]] = Frozen()
+    override: Any = None
     on_error: str = "stop-all"
+    append: bool = False
 
 
 @frozen
@@ -65,12 +73,15 @@ class PipelineEdge:
 
 @frozen
 class PipelinePlan:
-    """A pipeline: its nodes in an order in which they can run, and its edges."""
+    """A pipeline: its nodes in an order in which they can run, its edges, and its own parameters.
+
+    `parameters` maps each to its default (None for none) and the (node, parameter) that get its value.
+    """
 
     name: str
     nodes: tuple[PipelineNode, ...]
     edges: tuple[PipelineEdge, ...]
-    append: Mapping[str, bool] = Frozen()
+    parameters: Mapping[str, tuple[Any, tuple[tuple[str, str], ...]]] = Frozen()
 
 
 def load(path: str | os.PathLike[str]) -> Project:
@@ -121,8 +132,11 @@ def plan(
     step: str,
     parameters: Mapping[str, Any] | None = None,
     inputs: Mapping[str, Any] | None = None,
+    override: Any = None,
 ) -> StepPlan:
     """Return the plan of a step with *parameters* and *inputs* in the place of its defaults.
+
+    *override* is that of a pipeline's node.
 
     Raises:
         NotFound: there is no such step, parameter or input; the message names the nearest.
@@ -131,6 +145,8 @@ def plan(
     found = project.config.steps.get(step)
     if found is None:
         raise _missing("step", step, project.config.steps, str(project.path))
+    if override is not None:
+        found = _overridden(found, override)
     given = _parameters(found, parameters or {})
     for name in inputs or {}:
         if name not in found.inputs:
@@ -162,6 +178,24 @@ def plan(
 _DEFAULT: Any = object()
 
 
+def _overridden(step: Any, override: Any) -> Any:
+    """Return the step as a node of a pipeline wants it."""
+    merged = type(override).merge_with_step(override, step)
+    found = copy.copy(step)
+    found.inputs, found.parameters = merged.inputs, merged.parameters
+    found.environment_variables = merged.environment_variables
+    found.command = override.command or step.command
+    found.image = override.image or step.image
+    return found
+
+
+def default_uris(project: Project, node: PipelineNode, name: str) -> list[str]:
+    """Return the URIs that an input of a node has of its own."""
+    step = project.config.steps[node.step]
+    found = (_overridden(step, node.override) if node.override is not None else step).inputs.get(name)
+    return [] if found is None else list(_input(found, _DEFAULT).uris)
+
+
 def _missing(what: str, name: object, known: Iterable[str], where: str) -> NotFound:
     names = list(known)
     near = nearest(str(name), names)
@@ -175,7 +209,7 @@ def _parameters(step: Any, given: Mapping[str, Any]) -> dict[str, Any]:
             raise _missing("parameter", name, step.parameters, f"step {step.name}")
     values: dict[str, Any] = {}
     for name, parameter in step.parameters.items():
-        value = given[name] if name in given else parameter.default
+        value = given.get(name, parameter.default)
         if value is None:
             if not parameter.optional and parameter.type != "flag":
                 raise InvalidDocument(
@@ -229,27 +263,27 @@ def pipeline(project: Project, name: str) -> PipelinePlan:
             )
         if node.step not in project.config.steps:
             raise _missing("step", node.step, project.config.steps, f"node {node.name}")
-        nodes[node.name] = PipelineNode(node.name, node.step, Frozen(_overrides(node)), _on_error(node))
+        if getattr(node, "actions", None):
+            log.warning("The actions of node %s are not followed here: it always runs.", node.name)
+        append = getattr(getattr(node, "edge_merge_mode", None), "value", "replace") == "append"
+        nodes[node.name] = PipelineNode(node.name, node.step, node.override, _on_error(node), append)
     edges = tuple(_edge(edge, nodes) for edge in found.edges)
-    modes = {
-        node.name: str(getattr(getattr(node, "edge_merge_mode", None), "value", "replace"))
-        for node in found.nodes
-    }
-    return PipelinePlan(
-        name,
-        _ordered(nodes, edges),
-        edges,
-        Frozen({node: mode == "append" for node, mode in modes.items()}),
-    )
+    return PipelinePlan(name, _ordered(nodes, edges), edges, Frozen(_own_parameters(found, nodes)))
 
 
-def _overrides(node: Any) -> dict[str, tuple[str, ...]]:
-    override = getattr(node, "override", None)
-    found = {}
-    for one in getattr(override, "inputs", {}).values() if override is not None else ():
-        default = one.default
-        found[one.name] = tuple([default] if isinstance(default, str) else default or ())
-    return found
+def _own_parameters(
+    found: Any, nodes: Mapping[str, PipelineNode]
+) -> dict[str, tuple[Any, tuple[tuple[str, str], ...]]]:
+    parameters = {}
+    for one in found.parameters:
+        targets = []
+        for target in one.targets:
+            node, _, rest = target.partition(".")
+            if node not in nodes:
+                raise _missing("node", node, nodes, f"parameter {one.name}")
+            targets.append((node, rest.partition(".")[2]))
+        parameters[one.name] = (one.default, tuple(targets))
+    return parameters
 
 
 def _on_error(node: Any) -> str:

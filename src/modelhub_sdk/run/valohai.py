@@ -41,7 +41,8 @@ def write_config(
     folder.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {
         "parameters": dict(params),
-        "inputs": {one.name: {"input_id": one.name, "files": _files(one, inputs_dir)} for one in inputs},
+        # An input without files is left out: valohai-utils would try to download it.
+        "inputs": {one.name: {"input_id": one.name, "files": _files(one, inputs_dir)} for one in inputs if one.files},
         "execution": dict(execution),
         "runtime": {},
     }
