@@ -40,14 +40,25 @@ def test_a_version_is_stored_and_read_back(reg: Registry):
     assert (made.size, made.tags, made.fields, made.created_by) == (3, ("eu",), {"rows": 3}, reg.user)
     assert reg.dataset_version("clicks/v7") == reg.dataset_version(made) == made
     found = reg.dataset("clicks")
-    assert (found.versions, found.latest, found.aliases, str(found)) == (("v7",), "v7", {}, "dataset://clicks/")
+    assert (found.versions, found.latest, found.aliases, str(found)) == (
+        ("v7",),
+        "v7",
+        {},
+        "dataset://clicks/",
+    )
     assert reg.dataset(made) == reg.dataset("dataset://clicks/") == found
 
 
 def test_a_dataset_is_described(reg: Registry):
     """A dataset has what a model has: title, description, owner, tags, fields, projects."""
     made = reg.create_dataset(
-        "clicks", title="Clicks", description="# Raw", owner="team:web", tags=["pii"], fields={"days": 30}, projects=["crm"]
+        "clicks",
+        title="Clicks",
+        description="# Raw",
+        owner="team:web",
+        tags=["pii"],
+        fields={"days": 30},
+        projects=["crm"],
     )
     assert (made.title, made.description, made.owner) == ("Clicks", "# Raw", "team:web")
     assert (made.tags, made.fields, made.projects, made.versions, made.latest) == (
@@ -65,7 +76,10 @@ def test_datasets_are_listed_and_searched(reg: Registry):
     for number in range(5):
         reg.create_dataset(f"set-{number}", tags=["even"] if number % 2 == 0 else [], fields={"n": number})
     assert [one.name for one in reg.datasets()] == ["set-4", "set-3", "set-2", "set-1", "set-0"]
-    assert [one.name for one in reg.datasets(where="tags = 'even' and fields.n > 0", order_by="name")] == ["set-2", "set-4"]
+    assert [one.name for one in reg.datasets(where="tags = 'even' and fields.n > 0", order_by="name")] == [
+        "set-2",
+        "set-4",
+    ]
     assert [one.name for one in reg.datasets(text="SET-3")] == ["set-3"]
     page = reg.datasets(limit=2)
     assert (page.total, [one.name for one in page.next()]) == (5, ["set-2", "set-1"])
@@ -150,7 +164,9 @@ def test_a_dataset_of_many_files(reg: Registry, tmp_path: Path):
 @pytest.mark.parametrize("reg", ["memory", "sqlite", "folder"], indirect=True)
 def test_a_dataset_resolves_like_a_model(reg: Registry, tmp_path: Path):
     """Versions, aliases, single files and patterns of datasets come into an inputs directory, and the use is known."""
-    reg.create_dataset_version("clicks/v1", {"a.csv": b"1", "sub/b.csv": b"2", "c.txt": b"3"}, aliases=["prod"])
+    reg.create_dataset_version(
+        "clicks/v1", {"a.csv": b"1", "sub/b.csv": b"2", "c.txt": b"3"}, aliases=["prod"]
+    )
     found = reg.resolve("dataset://clicks/prod", tmp_path / "in")
     assert (found.uri, found.files) == ("dataset://clicks/v1", ("a.csv", "c.txt", "sub/b.csv"))
     assert (tmp_path / "in" / "sub" / "b.csv").read_bytes() == b"2"
@@ -215,7 +231,10 @@ def test_keep_all_makes_every_output_a_datum(reg: Registry, tmp_path: Path):
     beside(tmp_path / "out", "a.txt", {"note": "plain"})
     beside(tmp_path / "out", "m.txt", {"valohai.model-versions": ["model://m/"]})
     assert [reg.datum(uri).name for uri in reg.ingest(tmp_path / "out", run="one").datums] == ["m.txt"]
-    assert [reg.datum(uri).name for uri in reg.ingest(tmp_path / "out", run="two", keep="all").datums] == ["a.txt", "m.txt"]
+    assert [reg.datum(uri).name for uri in reg.ingest(tmp_path / "out", run="two", keep="all").datums] == [
+        "a.txt",
+        "m.txt",
+    ]
     assert {reg.datum(uri).run_id for uri in reg.ingest(tmp_path / "out", run="two").datums} == {"two"}
 
 
@@ -230,7 +249,11 @@ def test_annotations_make_dataset_versions(reg: Registry, tmp_path: Path):
         "targeting_aliases": ["production"], "valohai.tags": ["dev"], "start_fresh": False,
     }  # fmt: skip
     beside(out, "c.csv", {DATA: [full]})
-    beside(out, "d.csv", {DATA: [{"uri": "dataset://fresh/v1", "from": "dataset://base/v1", "start_fresh": True}]})
+    beside(
+        out,
+        "d.csv",
+        {DATA: [{"uri": "dataset://fresh/v1", "from": "dataset://base/v1", "start_fresh": True}]},
+    )
     beside(out, "e.csv", {DATA: [{"uri": "dataset://null/v1", "from": None}]})
     beside(out, "f.csv", {DATA: [{"uri": "dataset://chain/v1", "from": "dataset://null/v1"}]})
     report = reg.ingest(out, run="r1")
@@ -257,7 +280,11 @@ def test_a_bad_dataset_annotation_costs_only_itself(reg: Registry, tmp_path: Pat
     beside(out, "a.csv", {DATA: ["dataset://clicks/v1", "dataset://good/v1"]})
     beside(out, "b.csv", {DATA: ["dataset://Dataset/v1"]})
     beside(out, "c.csv", {DATA: [{"uri": "dataset://late/v1", "from": "dataset://late/v0"}]})
-    beside(out, "d.csv", {DATA: [{"uri": "dataset://aliased/v1", "targeting_aliases": ["v1", "no good", "fine"]}]})
+    beside(
+        out,
+        "d.csv",
+        {DATA: [{"uri": "dataset://aliased/v1", "targeting_aliases": ["v1", "no good", "fine"]}]},
+    )
     report = reg.ingest(out)
     assert report.dataset_versions == ("dataset://aliased/v1", "dataset://good/v1")
     assert reg.dataset("aliased").aliases == {"fine": "v1"}
@@ -292,7 +319,12 @@ def test_everything_about_datasets_survives_a_refold(reg: Registry, tmp_path: Pa
     reg.ingest(_with_alias(tmp_path / "out"), run="r")
     before = (reg.dataset("clicks"), reg.dataset_version("clicks/v1"), reg.datum("newest"), reg.audit())
     reg.rebuild_index()
-    assert before == (reg.dataset("clicks"), reg.dataset_version("clicks/v1"), reg.datum("newest"), reg.audit())
+    assert before == (
+        reg.dataset("clicks"),
+        reg.dataset_version("clicks/v1"),
+        reg.datum("newest"),
+        reg.audit(),
+    )
 
 
 @pytest.mark.parametrize(

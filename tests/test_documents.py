@@ -10,6 +10,10 @@ import pytest
 
 import modelhub_sdk as hub
 from modelhub_sdk import errors
+from modelhub_sdk.active import RUN_ID
+from modelhub_sdk.run.code import COMMIT_VARIABLES
+from modelhub_sdk.run.environment import IMAGE_VARIABLES
+from modelhub_sdk.run.spy import WATCH
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -64,6 +68,10 @@ def test_the_settings_are_those_that_are_read() -> None:
     source = "\n".join(path.read_text("utf-8") for path in (ROOT / "src").rglob("*.py"))
     read = {"MODELHUB_" + name for name in re.findall(r"\b(?:setting|flag)\(\"([A-Z_]+)\"", source)}
     read |= set(re.findall(r"environ(?:\.get\(|\[)\"(MODELHUB_[A-Z_]+)\"", source))
+    read |= {name for name in COMMIT_VARIABLES + IMAGE_VARIABLES if name.startswith("MODELHUB_")}
+    read -= {RUN_ID, WATCH}  # of children; told in a sentence
+    assert RUN_ID in page
+    assert WATCH in page
     assert set(re.findall(r"^\| `(MODELHUB_[A-Z_]+)`", page, flags=re.MULTILINE)) == read
     arguments = set(inspect.signature(hub.Registry.configure).parameters) - {"self"}
     assert set(re.findall(r"^\| `(\w+)=", page, flags=re.MULTILINE)) == arguments

@@ -32,7 +32,9 @@ def a_run(
     """Put a run into the journal, as it would stand there."""
 
     def started(_view: Any, seal: Sealer) -> list[ev.Event]:
-        return [ev.RunStarted(run_id=run_id, name=name, parent=parent, code=Code(commit=commit, entry="train.py"))]
+        return [
+            ev.RunStarted(run_id=run_id, name=name, parent=parent, code=Code(commit=commit, entry="train.py"))
+        ]
 
     def finished(_view: Any, seal: Sealer) -> list[ev.Event]:
         return [ev.RunFinished(run_id=run_id, status=str(status), inputs=inputs, duration=1.0)]
@@ -53,12 +55,20 @@ def pairs(graph: LineageGraph) -> set[tuple[str, str]]:
 @pytest.fixture
 def story(reg: Registry) -> Registry:
     """raw.csv → run prepare → dataset flowers/v1 → run train → model iris v1 → used by sofia; code twice."""
-    a_run(reg, "prepare", name="prepare", inputs=(RunInput("file:raw.csv", None, (RAW,), seen=True),), commit="c1")
+    a_run(
+        reg,
+        "prepare",
+        name="prepare",
+        inputs=(RunInput("file:raw.csv", None, (RAW,), seen=True),),
+        commit="c1",
+    )
     from modelhub_sdk.datasets import commit_version
     from modelhub_sdk.domain.uri import DatasetURI
 
     stored = reg._core.artifacts().put_bytes(b"table")
-    commit_version(reg, DatasetURI("flowers", "v1"), [File("t.csv", 5, stored)], run_id="prepare", aliases=["new"])
+    commit_version(
+        reg, DatasetURI("flowers", "v1"), [File("t.csv", 5, stored)], run_id="prepare", aliases=["new"]
+    )
     a_run(reg, "train", inputs=(RunInput("dataset://flowers/v1", "data"),), commit="c1")
     version = reg._register_in_run(
         "iris", {"m": b"model"}, run_id="train", metrics={"acc": 0.9}, params={}, tags=(), note=None, fields=None,
@@ -97,7 +107,13 @@ def test_downstream_ends_with_who_used_it(story: Registry):
     (use,) = [node for node in down.nodes if node.kind == "use"]
     assert ("model://iris/v1", use.id) in pairs(down)
     assert story.user in use.label
-    assert ids(down) >= {f"file:{RAW.digest}", "run:prepare", "dataset://flowers/v1", "run:train", "model://iris/v1"}
+    assert ids(down) >= {
+        f"file:{RAW.digest}",
+        "run:prepare",
+        "dataset://flowers/v1",
+        "run:train",
+        "model://iris/v1",
+    }
     assert ids(story.downstream("dataset://flowers/new")) >= {"run:train", "model://iris/v1"}
     assert "code:c1" not in ids(down)
 
@@ -135,7 +151,9 @@ def test_what_was_registered_by_hand_has_its_inputs(reg: Registry):
     reg.create_dataset_version("clicks/v1", {"a": b"1"}, aliases=["prod"])
     base = reg.register("base", {"m": b"1"})
     reg.approve(base)
-    tuned = reg.register("tuned", {"m": b"2"}, inputs=["dataset://clicks/prod/a", "model://base/latest", "s3://b/raw.csv"])
+    tuned = reg.register(
+        "tuned", {"m": b"2"}, inputs=["dataset://clicks/prod/a", "model://base/latest", "s3://b/raw.csv"]
+    )
     reg.create_dataset_version("clicks/v2", {"a": b"2"}, aliases=["prod"])
     reg.approve(reg.register("base", {"m": b"3"}))
     assert pairs(reg.upstream(tuned)) == {
@@ -216,8 +234,13 @@ def test_runs_are_listed_and_searched(reg: Registry):
     assert [(run.number, run.id, run.status) for run in reg.runs()] == [
         (4, "r3", "failed"), (3, "r2", "completed"), (2, "r1", "completed"), (1, "r0", "completed"),
     ]  # fmt: skip
-    assert [run.id for run in reg.runs(where="metrics.acc >= 0.1 and status = 'completed'", order_by="metrics.acc")] == ["r1", "r2"]
-    assert [run.id for run in reg.runs(where="params.lr = 0.5 and group = 'sweep' and duration > 0.5", limit=2)] == ["r3", "r2"]
+    assert [
+        run.id
+        for run in reg.runs(where="metrics.acc >= 0.1 and status = 'completed'", order_by="metrics.acc")
+    ] == ["r1", "r2"]
+    assert [
+        run.id for run in reg.runs(where="params.lr = 0.5 and group = 'sweep' and duration > 0.5", limit=2)
+    ] == ["r3", "r2"]
     assert reg.runs(limit=2).next()[0].id == "r1"
     assert reg.runs(order_by="-duration")[0].metrics["acc"] == 0.3
     assert reg.run(2).id == reg.run("r1").id == reg.run(reg.run("run:r1")).id == "r1"
@@ -255,7 +278,9 @@ def test_a_silent_run_is_interrupted(reg: Registry):
     reg._core.clock = lambda: later
     beat = {"kind": "heartbeat", "run": "beating", "at": codec.print_time(later - timedelta(minutes=4))}
     rubbish = [b"{", b'{"kind":"heartbeat"}', b'{"kind":"heartbeat","run":"silent","at":"x"}', b"[]"]
-    reg._core.place.store.note([Note(f"{n:032x}", body) for n, body in enumerate([codec.dumps(beat), *rubbish])])
+    reg._core.place.store.note(
+        [Note(f"{n:032x}", body) for n, body in enumerate([codec.dumps(beat), *rubbish])]
+    )
     assert {run.id: run.status for run in reg.runs()} == {
         "silent": "interrupted", "beating": "running", "done": "completed",
     }  # fmt: skip

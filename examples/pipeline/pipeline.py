@@ -69,7 +69,9 @@ def main() -> None:
         print("\nand went to")
         print(reg.downstream(version))
         record = reg.lineage(version)
-        print(f"\nIts run used {len(record.environment.packages)} packages, {record.params}, and measured {record.metrics}.")
+        print(
+            f"\nIts run used {len(record.environment.packages)} packages, {record.params}, and measured {record.metrics}."
+        )
         record.graph.save("lineage.svg")
         print(f"The picture: {folder.relative_to(Path.cwd().parent)}/lineage.svg")
 

@@ -28,4 +28,6 @@ def main(source: Path, outputs: Path) -> None:
 
 if __name__ == "__main__":
     inputs = Path(os.environ.get("VH_INPUTS_DIR", "/valohai/inputs"))
-    main(next((inputs / "measurements").iterdir()), Path(os.environ.get("VH_OUTPUTS_DIR", "/valohai/outputs")))
+    main(
+        next((inputs / "measurements").iterdir()), Path(os.environ.get("VH_OUTPUTS_DIR", "/valohai/outputs"))
+    )

@@ -28,7 +28,11 @@ def main(source: Path, outputs: Path, neighbours: int) -> float:
     joblib.dump(model.fit(measured, kinds), outputs / "model.joblib")
     sidecar = {
         "valohai.model-versions": [
-            {"model_uri": "model://flower-classifier/", "model_version_tags": ["knn"], "model_release_note": ""}
+            {
+                "model_uri": "model://flower-classifier/",
+                "model_version_tags": ["knn"],
+                "model_release_note": "",
+            }
         ]
     }
     (outputs / "model.joblib.metadata.json").write_text(json.dumps(sidecar))

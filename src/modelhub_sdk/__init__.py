@@ -44,6 +44,7 @@ _HOMES = {
     "DatasetVersion": "domain.entities",
     "Dataset": "domain.entities",
     "Busy": "errors",
+    "ChildFailed": "errors",
     "ClockSkew": "errors",
     "Conflict": "errors",
     "CredentialsRefused": "errors",
@@ -72,6 +73,7 @@ __all__ = [
     "Alias",
     "AuditRecord",
     "Busy",
+    "ChildFailed",
     "ClockSkew",
     "Comparison",
     "Conflict",
@@ -136,6 +138,7 @@ if TYPE_CHECKING:
     from modelhub_sdk.domain.lineage import LineageGraph, LineageRecord, RunRecord
     from modelhub_sdk.errors import (
         Busy,
+        ChildFailed,
         ClockSkew,
         Conflict,
         CredentialsRefused,

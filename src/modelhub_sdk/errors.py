@@ -23,6 +23,7 @@
     │   └── CredentialsRefused (PermissionError)
     ├── UnsafeStore          (RuntimeError)     this place cannot keep a journal safely
     ├── JournalTooNew        (RuntimeError)     written by a newer release; upgrade
+    ├── ChildFailed          (RuntimeError)     a program that a run called ended with a status other than 0
     └── MissingExtra         (ImportError)      an optional dependency; the message has the pip line
 
 Each class also derives from the builtin that a caller would expect. An error carries its facts
@@ -35,6 +36,7 @@ from typing import Any
 
 __all__ = [
     "Busy",
+    "ChildFailed",
     "ClockSkew",
     "Conflict",
     "CredentialsRefused",
@@ -274,6 +276,18 @@ class UnsafeStore(ModelHubError, RuntimeError):
 
 class JournalTooNew(ModelHubError, RuntimeError):
     """A newer release wrote this; reading on could give a wrong answer."""
+
+
+class ChildFailed(ModelHubError, RuntimeError):
+    """A program that a run called ended with a status other than 0.
+
+    Attributes:
+        status: the exit status; minus the number of the signal that ended it.
+        run_id: the run.
+    """
+
+    status: int = 1
+    run_id: str = ""
 
 
 class MissingExtra(ModelHubError, ImportError):

@@ -110,14 +110,25 @@ def test_data_and_runs_of_a_golden_journal_mean_what_they_meant() -> None:
     """Datasets, datums, runs and their edges are folded as their writer saw them."""
     view = _view(_records(GOLDEN[0]))
     clicks = data.dataset(view, "clicks")
-    assert (clicks.title, clicks.versions, clicks.latest, clicks.aliases) == ("Clicks", ("v1", "v2"), "v2", {"prod": "v1"})
+    assert (clicks.title, clicks.versions, clicks.latest, clicks.aliases) == (
+        "Clicks",
+        ("v1", "v2"),
+        "v2",
+        {"prod": "v1"},
+    )
     second = data.version(view, "clicks", 2)
     assert ([file.path for file in second.files], second.based_on) == (["a.csv"], "dataset://clicks/v1")
     datum = data.datum(view, data.datum_alias(view, "newest") or "")
     assert datum is not None
     assert (datum.name, datum.tags, datum.properties["rows"]) == ("table.csv", ("raw",), 2**60)
     run = runs.run(view, "run-2", document=lambda digest: b'{"numpy":"2.4.6"}')
-    assert (run.number, run.name, run.status, run.attempts, run.exception) == (1, "train", "failed", 2, "ValueError: x")
+    assert (run.number, run.name, run.status, run.attempts, run.exception) == (
+        1,
+        "train",
+        "failed",
+        2,
+        "ValueError: x",
+    )
     assert (run.command, run.code.branch, run.params["lr"]) == (None, None, 0.2)  # as its last attempt says
     assert math.isnan(run.metrics["loss"])
     assert [(one.uri, one.name, one.changed) for one in run.inputs] == [

@@ -81,12 +81,20 @@ def story(reg: hub.Registry) -> None:
         Path(folder, "valohai.metadata.jsonl").write_text(json.dumps(sidecar) + "\n{\n", encoding="utf-8")
         reg.ingest(folder, run="run-1", metrics={"auc": 0.7})
     reg.create_dataset(
-        "clicks", title="Clicks", description="# Raw", owner="team:web", tags=["pii"], fields={"days": 30}, projects=["crm"]
+        "clicks",
+        title="Clicks",
+        description="# Raw",
+        owner="team:web",
+        tags=["pii"],
+        fields={"days": 30},
+        projects=["crm"],
     )
     reg.create_dataset_version(
         "clicks/v1", {"a.csv": b"1", "bad.csv": b"2"}, tags=["eu"], fields={"rows": 3}, idempotency_key="d1"
     )
-    reg.create_dataset_version("clicks/v2", None, based_on="clicks/v1", exclude=["bad.csv"], aliases=["prod", "old"])
+    reg.create_dataset_version(
+        "clicks/v2", None, based_on="clicks/v1", exclude=["bad.csv"], aliases=["prod", "old"]
+    )
     reg.set_alias("dataset://clicks/", "prod", "v1", reason="v2 lacks a file")
     reg.delete_alias("dataset://clicks/", "old", reason="unused")
     with tempfile.TemporaryDirectory() as folder:
@@ -110,8 +118,18 @@ def story(reg: hub.Registry) -> None:
 
 def a_run(reg: hub.Registry) -> None:
     """A run that was interrupted, went on, and failed."""
-    code = Code("2db0b9da" * 5, "main", "https://example.org/x.git", True, "sha256:" + "0" * 64, "train.py", "sha256:" + "1" * 64)
-    where = Environment("3.12.1 (CPython)", "Linux-6.1", "example/train:1", hardware=Frozen(cpus=4, gpus=("T4",)))
+    code = Code(
+        "2db0b9da" * 5,
+        "main",
+        "https://example.org/x.git",
+        True,
+        "sha256:" + "0" * 64,
+        "train.py",
+        "sha256:" + "1" * 64,
+    )
+    where = Environment(
+        "3.12.1 (CPython)", "Linux-6.1", "example/train:1", hardware=Frozen(cpus=4, gpus=("T4",))
+    )
     packages = reg._core.artifacts().put_bytes(b'{"numpy":"2.4.6"}')
 
     def started(_view: object, seal: Sealer) -> list[ev.Event]:

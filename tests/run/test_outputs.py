@@ -68,7 +68,9 @@ def _elsewhere(path: Path) -> str:
         except Exception as error:
             print(type(error).__name__)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()
 
 
@@ -85,7 +87,10 @@ def test_a_killed_run_leaves_no_lock(tmp_path: Path) -> None:
         time.sleep(30)
     """
     with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     ) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
@@ -144,7 +149,10 @@ def test_the_whole_series_and_the_last_values(tmp_path: Path) -> None:
     series.add({"loss": 2.0}, 1, NOW)
     series.add({"loss": 1.0, "acc": 0.5}, 2, NOW)
     series.add({"acc": float("nan")}, None, NOW)
-    assert series.rows()["loss"] == [[1, "2026-08-01T00:00:00.000000Z", 2.0], [2, "2026-08-01T00:00:00.000000Z", 1.0]]
+    assert series.rows()["loss"] == [
+        [1, "2026-08-01T00:00:00.000000Z", 2.0],
+        [2, "2026-08-01T00:00:00.000000Z", 1.0],
+    ]
     assert series.last()["loss"] == 1.0
     assert math.isnan(series.last()["acc"])
     series.close()

@@ -12,9 +12,8 @@ import pytest
 
 import modelhub_sdk as hub
 from modelhub_sdk import Registry
-from modelhub_sdk.errors import InvalidDocument, InvalidURI, NotFound
+from modelhub_sdk.errors import ChildFailed, InvalidDocument, InvalidURI, NotFound
 from modelhub_sdk.run import mount, runner
-from modelhub_sdk.run.child import ChildFailed
 
 pytest.importorskip("valohai_yaml")
 
@@ -88,7 +87,11 @@ def test_a_step_is_a_run(clicks: Registry, tmp_path: Path) -> None:
     assert record.code.entry == "train.py"
     assert [(one.uri, one.name) for one in record.inputs] == [("dataset://clicks/v1", "data")]
     assert [output.path for output in record.outputs] == ["deep/log.txt", "model.bin", "moved.csv"]
-    assert sorted(clicks.datum(uri).name for uri in record.datums) == ["deep/log.txt", "model.bin", "moved.csv"]
+    assert sorted(clicks.datum(uri).name for uri in record.datums) == [
+        "deep/log.txt",
+        "model.bin",
+        "moved.csv",
+    ]
     version = clicks.version("churn/v1")
     assert (version.run_id, version.tags, version.note) == (record.id, ("dev",), "first")
     assert {"dataset://clicks/v1", "run:" + record.id} <= {node.id for node in clicks.upstream(version).nodes}
@@ -106,7 +109,11 @@ def test_a_failing_step(clicks: Registry, tmp_path: Path) -> None:
     with pytest.raises(ChildFailed, match="'train' ended with status 4") as caught:
         clicks.run_step(folder, "train")
     record = clicks.run(caught.value.run_id)  # type: ignore[attr-defined]
-    assert (record.status, record.exit_status, [output.path for output in record.outputs]) == ("failed", 4, ["part"])
+    assert (record.status, record.exit_status, [output.path for output in record.outputs]) == (
+        "failed",
+        4,
+        ["part"],
+    )
 
 
 def test_nothing_starts_when_an_input_cannot_be_had(reg: Registry, tmp_path: Path) -> None:
@@ -247,7 +254,9 @@ print(json.dumps({"name": name, "args": " ".join(sys.argv[1:])}))
 
 
 def _pipeline(folder: Path, on_error: str = "stop-all") -> Path:
-    return project(folder, PIPELINE.replace("ERROR", on_error), prepare_py=PREPARE, train_py=CHECK, report_py=CHECK)
+    return project(
+        folder, PIPELINE.replace("ERROR", on_error), prepare_py=PREPARE, train_py=CHECK, report_py=CHECK
+    )
 
 
 def test_a_pipeline_follows_its_edges(reg: Registry, tmp_path: Path) -> None:
@@ -285,7 +294,10 @@ def test_a_pipeline_that_fails(reg: Registry, tmp_path: Path) -> None:
 def test_an_edge_that_brings_nothing(reg: Registry, tmp_path: Path) -> None:
     """An output or a metric that a node did not write is named."""
     folder = _pipeline(tmp_path / "p")
-    for old, new, what in (("*.csv", "*.txt", "no output that fits"), ("metadata.count", "metadata.total", "no metadata")):
+    for old, new, what in (
+        ("*.csv", "*.txt", "no output that fits"),
+        ("metadata.count", "metadata.total", "no metadata"),
+    ):
         yaml = (folder / "valohai.yaml").read_text()
         (folder / "valohai.yaml").write_text(yaml.replace(old, new))
         with pytest.raises(NotFound, match=what):
@@ -305,10 +317,17 @@ def test_the_inputs_of_a_step_alone(clicks: Registry, tmp_path: Path) -> None:
     (file,) = json.loads((config / "inputs.json").read_text())["data"]["files"]
     assert file["path"] == str(tmp_path / "vh" / "inputs" / "data" / "a.csv")
     assert json.loads((config / "execution.json").read_text())["valohai.project-name"].count("/") == 1
-    assert {path.name for path in config.iterdir()} >= {"execution.yaml", "inputs.yaml", "parameters.yaml", "runtime.json"}
+    assert {path.name for path in config.iterdir()} >= {
+        "execution.yaml",
+        "inputs.yaml",
+        "parameters.yaml",
+        "runtime.json",
+    }
 
 
-def test_a_real_execution_is_taken_over(reg: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_real_execution_is_taken_over(
+    reg: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Inside a Valohai execution a run takes id, step, commit, image, parameters, inputs and creator from it."""
     config, outputs = tmp_path / "config", tmp_path / "outputs"
     config.mkdir()
@@ -332,7 +351,12 @@ def test_a_real_execution_is_taken_over(reg: Registry, tmp_path: Path, monkeypat
     with reg.start_run(params={"lr": 0.2}) as run:
         (outputs / "m.bin").write_text("x")
     record = reg.run("0190-abc")
-    assert (run.id, record.name, record.step, record.pipeline) == ("0190-abc", "train-model", "train-model", "weekly")
+    assert (run.id, record.name, record.step, record.pipeline) == (
+        "0190-abc",
+        "train-model",
+        "train-model",
+        "weekly",
+    )
     assert (record.code.commit, record.environment.image) == ("2db0b9da", "tensorflow/tensorflow:2.6.0")
     assert record.params == {"lr": 0.2, "names": ("a",)}
     assert [(one.name, one.uri, len(one.files)) for one in record.inputs] == [
@@ -348,8 +372,12 @@ def test_a_real_execution_is_taken_over(reg: Registry, tmp_path: Path, monkeypat
         assert other.user == "ana@example.org"
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"valohai.execution-id": 7}', '{"valohai.execution-id": "  "}'])
-def test_a_config_that_is_none(reg: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"valohai.execution-id": 7}', '{"valohai.execution-id": "  "}']
+)
+def test_a_config_that_is_none(
+    reg: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
     """A malformed execution.json is as good as none: the run is an ordinary one."""
     (tmp_path / "execution.json").write_text(content)
     monkeypatch.setenv("VH_CONFIG_DIR", str(tmp_path))

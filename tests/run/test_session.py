@@ -39,7 +39,9 @@ def annotated(folder: str, name: str, metadata: dict[str, Any], content: bytes =
     Path(folder, name + ".metadata.json").write_text(json.dumps(metadata))
 
 
-def script(body: str, *arguments: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
+def script(
+    body: str, *arguments: str, check: bool = True, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Run Python in the working folder, as a user would."""
     Path("script.py").write_text(textwrap.dedent(body))
     done = subprocess.run(
@@ -54,7 +56,9 @@ def script(body: str, *arguments: str, check: bool = True, **variables: str) -> 
 def test_a_run_is_recorded_whole(reg: Registry) -> None:
     """One block: parameters, metrics, a file read, outputs, a version with full lineage; nothing logged but metrics."""
     Path("data.csv").write_text("a,b\n1,2\n")
-    with reg.start_run("fit", params={"lr": 0.1, "net": {"layers": 2}}, tags=["nightly"], group="sweep") as run:
+    with reg.start_run(
+        "fit", params={"lr": 0.1, "net": {"layers": 2}}, tags=["nightly"], group="sweep"
+    ) as run:
         Path("data.csv").read_text()
         run.params["lr"] = 0.2
         run.log({"loss": 2.0}, step=1)
@@ -97,7 +101,9 @@ def test_an_exception_is_recorded_and_goes_on(reg: Registry) -> None:
     """A failed run keeps its outputs and makes no versions; what was registered before stands, with the run."""
     with pytest.raises(ValueError, match="boom"), reg.start_run("bad") as run:
         run.register("churn", {"m": b"early"})
-        annotated("outputs", "model.bin", {"valohai.model-versions": ["model://churn/"], "valohai.alias": "kept"})
+        annotated(
+            "outputs", "model.bin", {"valohai.model-versions": ["model://churn/"], "valohai.alias": "kept"}
+        )
         raise ValueError("boom at https://user:secret@example.org/x")
     record = reg.run(run.id)
     assert (record.status, record.exit_status) == ("failed", 1)
@@ -112,7 +118,8 @@ def test_an_exception_is_recorded_and_goes_on(reg: Registry) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "status", "number"), [(0, "completed", 0), (None, "completed", 0), (3, "failed", 3), ("no", "failed", 1)]
+    ("code", "status", "number"),
+    [(0, "completed", 0), (None, "completed", 0), (3, "failed", 3), ("no", "failed", 1)],
 )
 def test_sys_exit_is_an_outcome(reg: Registry, code: Any, status: str, number: int) -> None:
     """`sys.exit` ends a run as the shell would see it."""
@@ -138,11 +145,18 @@ def test_a_run_is_running_until_it_ends(reg: Registry) -> None:
 
 def test_secrets_never_enter_a_record(reg: Registry) -> None:
     """Values of names like password and token, and passwords in URLs, are masked in parameters."""
-    params = {"api_key": "s3cr3t", "db": "postgresql://me:s3cr3t@host/db", "max_tokens": 5, "nested": {"password": "s3cr3t"}}
+    params = {
+        "api_key": "s3cr3t",
+        "db": "postgresql://me:s3cr3t@host/db",
+        "max_tokens": 5,
+        "nested": {"password": "s3cr3t"},
+    }
     with reg.start_run("secret", params=params) as run:
         run.params["auth_token"] = "s3cr3t"
-    told = repr(reg.run(run.id)) + repr(reg.audit()) + "".join(
-        (record.body + record.private).decode() for record in reg._core.place.store.read(0)
+    told = (
+        repr(reg.run(run.id))
+        + repr(reg.audit())
+        + "".join((record.body + record.private).decode() for record in reg._core.place.store.read(0))
     )
     assert "s3cr3t" not in told
     assert reg.run(run.id).params["max_tokens"] == 5
@@ -181,7 +195,10 @@ def test_what_is_resolved_is_an_input(reg: Registry) -> None:
         reg.resolve("dataset://clicks/v1/a.csv")
         (data / "a.csv").read_bytes()
     found = {(one.uri, one.name): [file.path for file in one.files] for one in reg.run(run.id).inputs}
-    assert found == {("model://base/v1", "start"): ["m.bin"], ("dataset://clicks/v1", "data"): ["a.csv", "b.csv"]}
+    assert found == {
+        ("model://base/v1", "start"): ["m.bin"],
+        ("dataset://clicks/v1", "data"): ["a.csv", "b.csv"],
+    }
     assert {use.run_id for use in reg.uses("dataset://clicks/v1")} == {run.id}
     up = {node.id for node in reg.upstream("run:" + run.id).nodes}
     assert up >= {"model://base/v1", "dataset://clicks/v1"}
@@ -262,7 +279,9 @@ def test_a_run_inside_a_run_is_linked(reg: Registry) -> None:
     assert reg.run(outer.id).parent is None
     assert (version.run_id, after.run_id) == (inner.id, outer.id)
     assert [one.uri for one in reg.run(inner.id).inputs] == ["file:data.csv"]
-    assert ("run:" + outer.id, "run:" + inner.id) in {(e.source, e.target) for e in reg.upstream(inner.finish()).edges}
+    assert ("run:" + outer.id, "run:" + inner.id) in {
+        (e.source, e.target) for e in reg.upstream(inner.finish()).edges
+    }
 
 
 def test_run_register_takes_what_the_run_knows(reg: Registry) -> None:
@@ -455,7 +474,9 @@ def test_the_default_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ({"keep": "some"}, InvalidDocument), ({"outputs": 7}, InvalidName), ({"project": "Bad Name"}, InvalidName),
     ],
 )  # fmt: skip
-def test_bad_arguments_start_nothing(reg: Registry, arguments: dict[str, Any], error: type[Exception]) -> None:
+def test_bad_arguments_start_nothing(
+    reg: Registry, arguments: dict[str, Any], error: type[Exception]
+) -> None:
     """A wrong argument is refused before the run exists, and leaves nothing behind."""
     with pytest.raises(error):
         reg.start_run(**arguments)

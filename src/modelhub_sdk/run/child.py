@@ -12,23 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import IO, Any
 
-from modelhub_sdk.errors import ModelHubError, NotAllowed, NotFound, shown
+from modelhub_sdk.errors import NotAllowed, NotFound, shown
 
 MAX_LINE = 1_000_000
 """Bytes of a line that is looked at as a metric; a longer one only passes through."""
 
 _GRACE = 10.0  # seconds between asking a child to end and ending it
 _CHUNK = 1 << 16
-
-
-class ChildFailed(ModelHubError, RuntimeError):
-    """A program that a run called ended with another status than 0.
-
-    Attributes:
-        status: the exit status; minus the number of the signal that ended it.
-    """
-
-    status: int = 1
 
 
 def run(

@@ -75,6 +75,16 @@ class OutputsFolder:
                     found[Path(full).relative_to(self.path).as_posix()] = state(full)
         self.before = Frozen(found)
 
+    def is_untouched(self) -> bool:
+        """Return whether nothing lies in the folder but what lay there before."""
+        for folder, _folders, files in os.walk(self.path):
+            for name in files:
+                full = os.path.join(folder, name)
+                with suppress(OSError):
+                    if self.before.get(Path(full).relative_to(self.path).as_posix()) != state(full):
+                        return False
+        return True
+
     def release(self) -> None:
         """Give up the lock."""
         if self._lock is not None:

@@ -15,9 +15,8 @@ from attrs import evolve, frozen
 from modelhub_sdk.blobs import disk
 from modelhub_sdk.domain.lineage import RunRecord
 from modelhub_sdk.domain.values import Frozen
-from modelhub_sdk.errors import InvalidDocument, ModelHubError, NotFound, shown
+from modelhub_sdk.errors import ChildFailed, InvalidDocument, ModelHubError, NotFound, shown
 from modelhub_sdk.run import code, inputs, mount, steps, valohai
-from modelhub_sdk.run.child import ChildFailed
 from modelhub_sdk.run.session import Run
 from modelhub_sdk.run.steps import Project, StepPlan
 

@@ -30,7 +30,15 @@ from modelhub_sdk.domain.entities import Alert, Datum, File, IngestReport, Model
 from modelhub_sdk.domain.events import Event, Sealer
 from modelhub_sdk.domain.lineage import Code, Environment, RunInput, RunRecord
 from modelhub_sdk.domain.values import Frozen, Value, normalise
-from modelhub_sdk.errors import InvalidDocument, InvalidName, ModelHubError, NotAllowed, NotFound, shown
+from modelhub_sdk.errors import (
+    ChildFailed,
+    InvalidDocument,
+    InvalidName,
+    ModelHubError,
+    NotAllowed,
+    NotFound,
+    shown,
+)
 from modelhub_sdk.formats import codec, manifest
 from modelhub_sdk.index import data, runs
 from modelhub_sdk.index.queries import View
@@ -274,11 +282,12 @@ class Run:
             on_problem=lambda text: self._alerts.append(Alert(text, file="stdout")),
         )
         if status and check:
-            raise child.ChildFailed(
+            raise ChildFailed(
                 f"{shown(masking.command([command] if isinstance(command, str) else list(command)), 200)}"
                 f" ended with status {status}.",
                 hint="Its output says why; check=False goes on.",
                 status=status,
+                run_id=self.id,
             )
         return status
 
@@ -500,7 +509,7 @@ class Run:
     def _ingest(self, status: str, inputs: Sequence[RunInput], duration: float) -> IngestReport:
         from modelhub_sdk.ingest import IngestSession, ingest
 
-        if self._outputs is None or not self._outputs.path.is_dir():
+        if self._outputs is None or self._outputs.is_untouched():
             return IngestReport(versions=())
         return ingest(
             self._registry,

@@ -42,7 +42,9 @@ def write_config(
     content: dict[str, Any] = {
         "parameters": dict(params),
         # An input without files is left out: valohai-utils would try to download it.
-        "inputs": {one.name: {"input_id": one.name, "files": _files(one, inputs_dir)} for one in inputs if one.files},
+        "inputs": {
+            one.name: {"input_id": one.name, "files": _files(one, inputs_dir)} for one in inputs if one.files
+        },
         "execution": dict(execution),
         "runtime": {},
     }

@@ -17,6 +17,8 @@ from modelhub_sdk.domain.compare import ABSENT, Comparison, Row
 from modelhub_sdk.domain.entities import (
     Alias,
     AuditRecord,
+    Dataset,
+    DatasetVersion,
     Datum,
     File,
     IngestReport,
@@ -457,6 +459,74 @@ def _model(model: Model) -> Iterable[Html]:
     )
 
 
+def _dataset(dataset: Dataset) -> Iterable[Html]:
+    count = text.count(len(dataset.versions), "version")
+    yield _header(
+        dataset.title or dataset.name, _badge(f"latest {dataset.latest}") if dataset.latest else None
+    )
+    owner = join([" · owned by ", tag("bdi", dataset.owner)]) if dataset.owner else _NOTHING
+    yield tag("p", tag("code", dataset.uri), f" · {count}", owner, class_="dim")
+    if dataset.tags:
+        yield tag("p", _chips(dataset.tags))
+    yield _prose(dataset.description)
+    if dataset.aliases:
+        yield tag("h4", "Aliases")
+        yield _table((), [(_chips([name], "alias"), tag("bdi", at)) for name, at in dataset.aliases.items()])
+    if dataset.versions:
+        yield tag("h4", "Versions, newest first")
+        newest = dataset.versions[::-1]
+        more = f" and {len(newest) - _MANY} more" if len(newest) > _MANY else ""
+        yield tag("p", join((tag("code", name) for name in newest[:_MANY]), ", "), more)
+    yield _mapping("Fields", dataset.fields)
+    yield tag("h4", "History")
+    yield _pairs(
+        [
+            ("created", _by(dataset.created_at, dataset.created_by)),
+            ("modified", join([_when(dataset.modified_at), " UTC"])),
+        ]
+    )
+
+
+def _dataset_version(version: DatasetVersion) -> Iterable[Html]:
+    yield _header(
+        join([version.dataset, " ", tag("small", version.version)]), _chips(version.aliases, "alias")
+    )
+    yield tag(
+        "p", tag("code", version.uri), " · stored ", _by(version.created_at, version.created_by), class_="dim"
+    )
+    if version.tags:
+        yield tag("p", _chips(version.tags))
+    sides = [_files(version.files), _mapping("Fields", version.fields)]
+    yield tag("div", *(tag("div", side) for side in sides if side), class_="cols")
+    yield tag("h4", "Origin")
+    yield _pairs(
+        [
+            ("based on", tag("code", version.based_on) if version.based_on else ""),
+            ("run", tag("code", version.run_id) if version.run_id else ""),
+            ("size", text.size(version.size)),
+            ("digest", tag("code", version.digest)),
+        ]
+    )
+
+
+def _datum(datum: Datum) -> Iterable[Html]:
+    yield _header(datum.name, _chips(datum.aliases, "alias"))
+    yield tag(
+        "p", tag("code", datum.uri), " · stored ", _by(datum.created_at, datum.created_by), class_="dim"
+    )
+    if datum.tags:
+        yield tag("p", _chips(datum.tags))
+    yield _mapping("Properties", datum.properties)
+    yield tag("h4", "Origin")
+    yield _pairs(
+        [
+            ("run", tag("code", datum.run_id) if datum.run_id else ""),
+            ("size", text.size(datum.size)),
+            ("digest", tag("code", datum.digest)),
+        ]
+    )
+
+
 def _weights(weights: Mapping[int, int]) -> Html:
     if len(weights) == 1:
         return esc(f"v{next(iter(weights))}")
@@ -862,6 +932,9 @@ _RENDERERS: tuple[tuple[type, Callable[[Any], Iterable[Html]]], ...] = (
     (Comparison, _comparison),
     (ModelVersion, _version),
     (Model, _model),
+    (Dataset, _dataset),
+    (DatasetVersion, _dataset_version),
+    (Datum, _datum),
     (Alias, _alias),
     (AuditRecord, _record),
     (Verification, _verification),

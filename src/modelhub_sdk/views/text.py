@@ -356,7 +356,8 @@ def _verification(found: Verification) -> str:
 
 def _report(report: IngestReport) -> str:
     made = [f"  {clean(version.uri)}  {version.status}" for version in report.versions]
-    made += [f"  {clean(uri)}" for uri in (*report.dataset_versions, *report.datums)]
+    made += [f"  {clean(uri)}" for uri in report.dataset_versions]
+    made += [f"  {count(len(report.datums), 'datum')}"] if report.datums else []
     outputs = f"{count(len(report.outputs), 'output')}, {size(sum(output.size for output in report.outputs))}"
     head = f"Ingested before: nothing changed ({outputs})." if report.repeated else f"Ingested {outputs}."
     alerts = [f"  ! {clean(str(alert))}" for alert in report.alerts]
