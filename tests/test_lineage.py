@@ -166,7 +166,7 @@ def test_what_was_registered_by_hand_has_its_inputs(reg: Registry):
     assert "model://tuned/v1" not in ids(reg.downstream("base/v2"))
     record = reg.lineage(tuned)
     assert record.run is None
-    assert [one.uri for one in record.inputs][0] == "dataset://clicks/prod/a"
+    assert record.inputs[0].uri == "dataset://clicks/prod/a"
 
 
 def test_cycles_and_diamonds_end(reg: Registry):

@@ -39,6 +39,7 @@ from modelhub_sdk.domain.entities import (
     IngestReport,
     Model,
     ModelVersion,
+    Resolved,
 )
 from modelhub_sdk.domain.events import Event, Sealer
 from modelhub_sdk.domain.values import Frozen, Value, normalise, normalise_fields
@@ -623,7 +624,9 @@ class Registry(RegistryView):
         self, model: Dataset | DatasetVersion, alias: str, target: Any, *, reason: str = ""
     ) -> Dataset: ...
     @overload
-    def set_alias(self, model: Ref, alias: str, target: Any, *, reason: str = "") -> Alias: ...
+    def set_alias(self, model: Model | ModelVersion | Alias | Resolved, alias: str, target: Any, *, reason: str = "") -> Alias: ...
+    @overload
+    def set_alias(self, model: str, alias: str, target: Any, *, reason: str = "") -> Any: ...
     def set_alias(self, model: Any, alias: str, target: Any, *, reason: str = "") -> Alias | Dataset:
         """Point an alias at a version (``3``, ``"v3"``, a value), or at several by weight, and return it.
 
@@ -651,7 +654,9 @@ class Registry(RegistryView):
     @overload
     def delete_alias(self, model: Dataset | DatasetVersion, alias: str, *, reason: str = "") -> Dataset: ...
     @overload
-    def delete_alias(self, model: Ref, alias: str, *, reason: str = "") -> Model: ...
+    def delete_alias(self, model: Model | ModelVersion | Alias | Resolved, alias: str, *, reason: str = "") -> Model: ...
+    @overload
+    def delete_alias(self, model: str, alias: str, *, reason: str = "") -> Any: ...
     def delete_alias(self, model: Any, alias: str, *, reason: str = "") -> Model | Dataset:
         """Make an alias of a model or a dataset point at nothing, and return it. The history stays.
 

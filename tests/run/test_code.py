@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from modelhub_sdk.domain.lineage import Code
 from modelhub_sdk.run import code
 
 NO_MAIN = types.ModuleType("__main__")
@@ -151,7 +152,7 @@ def test_worktree_and_submodule(repo: Path, tmp_path: Path) -> None:
 
 def test_no_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a repository the commit is what was said, or what the CI system says."""
-    assert look(tmp_path).code == code.Code()
+    assert look(tmp_path).code == Code()
     assert look(tmp_path).root is None
     monkeypatch.setenv("GITHUB_SHA", " abc123 ")
     assert look(tmp_path).code.commit == "abc123"

@@ -384,7 +384,8 @@ def test_children_count_as_the_run(method: str, tmp_path: Path) -> None:
     with hub.open(url) as reg:
         reg.create_dataset_version("clicks/v1", {"a": b"1"})
         with reg.start_run("fit") as run:
-            child = multiprocessing.get_context(method).Process(target=_resolve, args=(url,))
+            context: Any = multiprocessing.get_context(method)
+            child = context.Process(target=_resolve, args=(url,))
             child.start()
             child.join()
             assert child.exitcode == 0
