@@ -237,10 +237,42 @@ def large(folder: Path) -> Iterator[Result]:
     )
 
 
+def run_cost(folder: Path) -> Iterator[Result]:
+    """A whole run around code that does nothing; and the work of code that is watched, and logs."""
+    import modelhub_sdk as hub
+
+    with hub.open(f"sqlite:///{folder}/run.db", cache_dir=folder / "cache") as reg:
+
+        def empty() -> None:
+            with reg.start_run("bench", outputs=None):
+                pass
+
+        empty()
+        runs = 5 if quick() else 15
+        ours, base = alternate(lambda: wall(empty), lambda: wall(lambda: None), runs)
+        yield Result("a run around nothing, wall", ours, base, "nothing", 200, relation="difference")
+
+        place = folder / "small"
+        place.write_bytes(b"x")
+
+        def reading() -> None:
+            for _ in range(10_000):
+                with place.open("rb", buffering=0):
+                    pass
+
+        with reg.start_run("bench", outputs=None, roots=[folder]) as run:
+            watched = [wall(reading) for _ in range(runs)]
+            logged = wall(lambda: [run.log({"loss": 0.5}, step=n) for n in range(10_000)])
+        plain = [wall(reading) for _ in range(runs)]
+        yield Result("10,000 opens of a file, watched", min(watched), min(plain), "unwatched", 1.5)
+        yield Result("one run.log", logged / 10_000, 0, "", 0.1, relation="absolute")
+
+
 ALL: dict[str, Callable[[Path], Iterator[Result]]] = {
     "imports": imports,
     "first_version": first_version,
     "registration": registration,
     "refold": refold,
     "large": large,
+    "run": run_cost,
 }

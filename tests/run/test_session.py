@@ -229,6 +229,17 @@ def test_files_of_the_registry_are_known_by_their_digest(reg: Registry) -> None:
     assert found == {"dataset://clicks/v1": ["copy.csv"], "file:new.csv": ["new.csv"]}
 
 
+def test_what_a_run_makes_is_not_its_own_input(reg: Registry) -> None:
+    """A file that was read and then registered is a plain input, or what it was before; never the run's own version."""
+    Path("data.csv").write_bytes(b"bytes")
+    for number in (1, 2):
+        with reg.start_run("pass-on") as run:
+            Path("data.csv").read_bytes()
+            version = run.register("m", {"data.csv": b"bytes"})
+        assert version.number == number
+        assert [one.uri for one in reg.run(run.id).inputs] == ["file:data.csv" if number == 1 else "model://m/v1"]
+
+
 def test_reading_can_be_left_alone(reg: Registry) -> None:
     """With capture=False nothing is looked at; with some of it, only that."""
     Path("data.csv").write_text("x")

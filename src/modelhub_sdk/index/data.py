@@ -159,47 +159,35 @@ def version(view: View, name: str, number: int) -> DatasetVersion:
     )
 
 
-def holding(view: View, digests: Iterable[str]) -> dict[str, str]:
-    """Return digest -> URI of the newest dataset version with a file of that digest (where it stands in the index)."""
-    found: dict[str, str] = {}
-    wanted = sorted(set(digests))
-    for start in range(0, len(wanted), 200):
-        part = wanted[start : start + 200]
-        for digest, model, name in view.sql.all(
-            "SELECT f.digest, v.model, v.name FROM @file f JOIN @datasetversion v"
-            f" ON v.model = f.model AND v.number = f.number WHERE f.digest IN ({', '.join('?' * len(part))})"
-            " AND v.seq <= ? ORDER BY v.seq, v.n",
-            *part,
-            view.at,
-        ):
-            found[digest] = f"dataset://{model.removeprefix('dataset:')}/{name}"
-    return found
-
-
-def homes(view: View, digests: Iterable[str]) -> dict[str, str]:
+def homes(view: View, digests: Iterable[str], besides: str) -> dict[str, str]:
     """Return digest -> URI of what a file of that digest belongs to in the registry.
 
-    That is the newest dataset version, else the newest model version, else the datum that holds it.
+    That is the newest dataset version, else the newest model version, else the newest datum that holds
+    it, of those that the run *besides* has not made itself.
     """
     found: dict[str, str] = {}
     wanted = sorted(set(digests))
     for start in range(0, len(wanted), 200):
         part = wanted[start : start + 200]
-        marks = ", ".join("?" * len(part))
+        some = f"IN ({', '.join('?' * len(part))}) AND {{t}}.seq <= ? AND ({{t}}.run_id IS NULL OR {{t}}.run_id <> ?)"
+        bound = [*part, view.at, besides]
         for digest, id_ in view.sql.all(
-            f"SELECT digest, id FROM @datum WHERE digest IN ({marks}) AND seq <= ? ORDER BY seq, id",
-            *part,
-            view.at,
+            f"SELECT d.digest, d.id FROM @datum d WHERE d.digest {some.format(t='d')} ORDER BY d.seq, d.id",
+            *bound,
         ):
             found[digest] = f"datum://{id_}"
+        joined = "v ON v.model = f.model AND v.number = f.number WHERE f.digest " + some.format(t="v")
         for digest, model, number in view.sql.all(
-            "SELECT f.digest, v.model, v.number FROM @file f JOIN @version v ON v.model = f.model"
-            f" AND v.number = f.number WHERE f.digest IN ({marks}) AND v.seq <= ? ORDER BY v.seq, v.n",
-            *part,
-            view.at,
+            f"SELECT f.digest, v.model, v.number FROM @file f JOIN @version {joined} ORDER BY v.seq, v.n",
+            *bound,
         ):
             found[digest] = f"model://{model}/v{number}"
-    return found | holding(view, wanted)
+        for digest, model, name in view.sql.all(
+            f"SELECT f.digest, v.model, v.name FROM @file f JOIN @datasetversion {joined} ORDER BY v.seq, v.n",
+            *bound,
+        ):
+            found[digest] = f"dataset://{model.removeprefix('dataset:')}/{name}"
+    return found
 
 
 def with_manifest(view: View, digest: str) -> list[tuple[str, int]]:

@@ -619,7 +619,7 @@ class Run:
         digests = [read.digest for read in reads if read.digest is not None]
         homes: dict[str, str] = {}
         with suppress(ModelHubError), self._registry._core.view() as view:
-            homes = data.homes(view, digests)
+            homes = data.homes(view, digests, besides=self.id)
         grouped: dict[str, list[File]] = {}
         plain = []
         for read in reads:
