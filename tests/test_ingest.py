@@ -477,3 +477,28 @@ def test_the_registry_is_no_output(tmp_path: Path):
         for place in (tmp_path / "r.db", tmp_path / "art"):
             with pytest.raises(hub.NotAllowed):
                 reg.register("m", place)
+
+
+def test_an_output_that_vanishes_costs_only_itself(
+    reg: Registry, outputs: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """An output that is removed while the others are stored is an alert; the version is made of the rest."""
+    from modelhub_sdk.blobs import sources
+
+    jsonl(outputs, model_pkl={MODELS: ["model://churn/"]}, prep_pkl={MODELS: ["model://churn/"]})
+    beside(outputs, "log.txt", {"valohai.dataset-versions": ["dataset://d/v1"]})
+    collect = sources.collect
+
+    def then_gone(*arguments: Any, **options: Any) -> Any:
+        found = collect(*arguments, **options)
+        for name in ("prep.pkl", "plots/roc.png", "log.txt"):
+            (outputs / name).unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(sources, "collect", then_gone)
+    report = reg.ingest(outputs)
+    assert [paths(version) for version in report.versions] == [["model.pkl"]]
+    assert [output.path for output in report.outputs] == ["model.pkl"]
+    assert sorted(str(alert.file) for alert in report.alerts) == ["log.txt", "plots/roc.png", "prep.pkl"]
+    assert report.dataset_versions == ()
+    assert reg.verify().ok

@@ -14,6 +14,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from attrs import define, evolve, field, frozen
@@ -126,10 +127,13 @@ def ingest(
     ingest_key = f"run:{run}{again}" if run is not None else "key:" + key if key is not None else ""
     if ingest_key and (before := _before(reg, ingest_key)) is not None:
         return _repeated(reg, before, alerts)  # whatever lies there now: nothing is stored again
-    stored = _stored(reg, found, wanted, keep, progress)
+    stored = _stored(reg, found, wanted, keep, progress, alerts)
     ingest_key = ingest_key or "content:" + _content(found, stored, common)
     if (before := _before(reg, ingest_key)) is not None:
         return _repeated(reg, before, alerts)
+    for one in wanted:
+        one.paths[:] = [path for path in one.paths if path in stored]
+    wanted = [one for one in wanted if one.paths]
     outputs = tuple(_output(file, found.metadata.get(file.path)) for file in stored.values())
     if session.failed:
         if wanted or any(entry.datasets for entry in found.metadata.values()):
@@ -283,7 +287,12 @@ def _number(uri: ModelURI) -> int | None:
 
 
 def _stored(
-    reg: Registry, found: _Found, wanted: Sequence[_Wanted], keep: str, progress: bool | None
+    reg: Registry,
+    found: _Found,
+    wanted: Sequence[_Wanted],
+    keep: str,
+    progress: bool | None,
+    alerts: list[Alert],
 ) -> dict[str, File]:
     """Store what an annotation names (or everything), hash the rest; return all outputs by path."""
     named = {path for one in wanted for path in one.paths}
@@ -291,10 +300,35 @@ def _stored(
     take = [s for s in found.outputs if keep == "all" or s.path in named]
     rest = [s for s in found.outputs if not (keep == "all" or s.path in named)]
     with bars.bar(sum(s.size or 0 for s in found.outputs), "ingesting outputs", show=progress) as step:
-        stored = {file.path: file for file in reg._core.artifacts().put_all(take, progress=step)}
+        stored = {file.path: file for file in _put(reg, take, step, alerts)}
         for source in rest:
-            stored[source.path] = _hashed(source, step)
+            with _vanishing(source, alerts):
+                stored[source.path] = _hashed(source, step)
     return dict(sorted(stored.items()))
+
+
+def _put(
+    reg: Registry, take: Sequence[sources.Source], step: disk.Progress | None, alerts: list[Alert]
+) -> list[File]:
+    """Store the sources; where one of them is gone by now, the others one by one."""
+    blobs = reg._core.artifacts()
+    try:
+        return list(blobs.put_all(take, progress=step))
+    except NotFound:
+        stored = []
+        for source in take:
+            with _vanishing(source, alerts):
+                stored.append(blobs.put(source))
+        return stored
+
+
+@contextmanager
+def _vanishing(source: sources.Source, alerts: list[Alert]) -> Iterator[None]:
+    """Turn an output that was removed meanwhile into an alert."""
+    try:
+        yield
+    except NotFound:
+        alerts.append(Alert("This output was removed before it could be stored.", file=source.path))
 
 
 def _is_named(entry: FileMetadata | None) -> bool:
@@ -442,6 +476,8 @@ def _datasets(
     by_uri: dict[str, _WantedData] = {}
     for path, entry in sorted(found.metadata.items()):
         for annotation in entry.datasets:
+            if path not in stored:
+                continue
             wanted = by_uri.setdefault(str(annotation.uri), _WantedData(annotation, line=entry.line))
             wanted.one = _one_of_two(wanted.one, annotation)
             wanted.paths.append(path)
