@@ -183,6 +183,8 @@ def seal_picker(what: str) -> Any:
         found: set[str | None] = set()
         every = what == "all"
         texts, fields = raw.get("texts", {}), raw.get("fields", {})
+        if every or what in ("command", "exception"):
+            found |= {raw.get(name) for name in ("command", "exception") if every or name == what}
         if what in fixed:
             found.add(texts.get(what))
         if every:
@@ -199,11 +201,12 @@ def seal_picker(what: str) -> Any:
             found.add(raw.get("note"))
         return {one for one in found if one}
 
-    if what in fixed or what in ("all", "reasons", "comments", "evaluations") or what.startswith("fields."):
+    lists = ("all", "reasons", "comments", "evaluations", "command", "exception")
+    if what in fixed or what in lists or what.startswith("fields."):
         return seals
     raise InvalidName(
         f"{shown(what)} is nothing that can be redacted.",
-        hint="note, description, title, owner, reasons, comments, evaluations, fields.<name>, or all.",
+        hint="note, description, title, owner, reasons, comments, evaluations, fields.<name>, command, exception, or all.",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -42,6 +42,7 @@ from modelhub_sdk.domain.entities import (
     Resolved,
 )
 from modelhub_sdk.domain.events import Event, Sealer
+from modelhub_sdk.domain.lineage import RunRecord
 from modelhub_sdk.domain.values import Frozen, Value, normalise, normalise_fields
 from modelhub_sdk.errors import (
     InvalidDocument,
@@ -58,18 +59,20 @@ from modelhub_sdk.reads import RegistryView
 from modelhub_sdk.references import (
     DatasetRef,
     Ref,
+    dataset_exists,
+    dataset_uri,
     fixed_uri,
     found_version,
     model_name,
     model_or_version,
     no_alias,
     pin,
+    pin_dataset,
     version_uri,
 )
 from modelhub_sdk.uses import drain, inbox
 
 if TYPE_CHECKING:
-    from modelhub_sdk.domain.lineage import RunRecord
     from modelhub_sdk.run.inputs import PlacedInput
     from modelhub_sdk.run.session import Run
 
@@ -624,7 +627,9 @@ class Registry(RegistryView):
         self, model: Dataset | DatasetVersion, alias: str, target: Any, *, reason: str = ""
     ) -> Dataset: ...
     @overload
-    def set_alias(self, model: Model | ModelVersion | Alias | Resolved, alias: str, target: Any, *, reason: str = "") -> Alias: ...
+    def set_alias(
+        self, model: Model | ModelVersion | Alias | Resolved, alias: str, target: Any, *, reason: str = ""
+    ) -> Alias: ...
     @overload
     def set_alias(self, model: str, alias: str, target: Any, *, reason: str = "") -> Any: ...
     def set_alias(self, model: Any, alias: str, target: Any, *, reason: str = "") -> Alias | Dataset:
@@ -654,7 +659,9 @@ class Registry(RegistryView):
     @overload
     def delete_alias(self, model: Dataset | DatasetVersion, alias: str, *, reason: str = "") -> Dataset: ...
     @overload
-    def delete_alias(self, model: Model | ModelVersion | Alias | Resolved, alias: str, *, reason: str = "") -> Model: ...
+    def delete_alias(
+        self, model: Model | ModelVersion | Alias | Resolved, alias: str, *, reason: str = ""
+    ) -> Model: ...
     @overload
     def delete_alias(self, model: str, alias: str, *, reason: str = "") -> Any: ...
     def delete_alias(self, model: Any, alias: str, *, reason: str = "") -> Model | Dataset:
@@ -813,48 +820,93 @@ class Registry(RegistryView):
             needed |= kept_outputs(event, self._core.document)
         return needed & digests
 
-    def redact(self, ref: Ref, what: str, reason: str) -> Model | ModelVersion:
+    def redact(
+        self, ref: Ref | DatasetRef | RunRecord, what: str, reason: str
+    ) -> Model | ModelVersion | Dataset | DatasetVersion | RunRecord:
         """Erase a text from the journal, everywhere and for ever, and return what is left. The chain still verifies.
 
         Args:
-            ref: a model or a version.
+            ref: a model, a dataset, a version of one, or a run (``"run:<id>"``).
             what: ``"note"``, ``"description"``, ``"title"``, ``"owner"``, ``"reasons"``, ``"comments"``,
-                ``"evaluations"``, ``"fields.<name>"``, or ``"all"``.
+                ``"evaluations"``, ``"fields.<name>"``; of a run ``"command"``, ``"exception"`` (with its
+                traceback); or ``"all"``.
             reason: why; it is kept.
 
         Raises:
-            NotFound: there is no such text.
+            NotFound: there is no such thing or text.
             InvalidName: *what* is none of these.
         """
-        uri = model_or_version(ref)
         said = reason_of(reason)
         picker = seal_picker(what)
+        scope, subjects = self._redactable(ref)
         touched: set[int] = set()
-        pinned = 0
+        traces: set[str] = set()
+        last = 0
 
         def decide(view: View, seal: Sealer) -> list[Event]:
-            nonlocal pinned
-            pinned = number = 0 if uri.selector is None else pin(view, uri)
+            nonlocal last
+            found: dict[tuple[str, int], set[tuple[int, str]]] = {}
+            for key in subjects(view):
+                last = key[1]
+                for seq, kind, raw in view.texts_of(*key, ()):
+                    seals = picker(kind, raw)
+                    found.setdefault(key, set()).update((seq, one) for one in seals)
+                    if kind == ev.RunFinished.kind and raw.get("exception") in seals and raw.get("traceback"):
+                        traces.add(raw["traceback"])
+            touched.update(seq for items in found.values() for seq, _ in items)
+            gone = view.redacted(touched)
+            if not touched:
+                raise NotFound(f"{shown(str(ref))} has no {shown(what)} to redact.")
+            because = seal.maybe(said)
+            return [
+                ev.Redacted(model=model, number=number, what=what, items=left, reason=because)
+                for (model, number), items in found.items()
+                if (left := tuple(sorted((seq, one) for seq, one in items if one not in gone[seq])))
+            ]
+
+        self._commit(scope, decide)
+        self._erase(touched)
+        for digest in traces:
+            self._core.artifacts().delete(digest, needed=lambda: False)
+        if scope.startswith("run:"):
+            return self.run(scope)
+        if scope.startswith("dataset:"):
+            name = scope.removeprefix("dataset:")
+            return self._dataset_thing(name, last)
+        return self._thing(scope.removeprefix("model:"), last)
+
+    def _dataset_thing(self, name: str, number: int) -> Dataset | DatasetVersion:
+        if not number:
+            return self.dataset(name)
+        with self._core.view() as view:
+            found = data.version(view, name, number)
+        return self._whole_dataset(found)
+
+    def _redactable(self, ref: object) -> tuple[str, Callable[[View], list[tuple[str, int]]]]:
+        """Return the scope of what is to be redacted, and a function to its keys in the index."""
+        if isinstance(ref, RunRecord) or (isinstance(ref, str) and ref.startswith("run:")):
+            run_id = self.run(ref).id
+            return "run:" + run_id, lambda view: [
+                ("run:" + run_id, attempt) for attempt in range(1, runs.attempts(view, run_id) + 1)
+            ]
+        if _is_dataset(ref):
+            where = dataset_uri(ref)
+
+            def of_dataset(view: View) -> list[tuple[str, int]]:
+                dataset_exists(view, where.name)
+                return [(data.subject(where.name), 0 if where.version is None else pin_dataset(view, where))]
+
+            return "dataset:" + where.name, of_dataset
+        uri = model_or_version(ref)  # type: ignore[arg-type]
+
+        def of_model(view: View) -> list[tuple[str, int]]:
+            number = 0 if uri.selector is None else pin(view, uri)
             rules.model_exists(view, uri.name)
             if number:
                 rules.version_exists(view, uri.name, number)
-            found: set[tuple[int, str]] = set()
-            for seq, kind, raw in view.texts_of(uri.name, number, ()):
-                found |= {(seq, one) for one in picker(kind, raw)}
-            touched.update(seq for seq, _ in found)
-            gone = view.redacted(touched)
-            if not found:
-                raise NotFound(f"{shown(str(uri))} has no {shown(what)} to redact.")
-            items = tuple(sorted((seq, one) for seq, one in found if one not in gone[seq]))
-            if not items:
-                return []
-            return [
-                ev.Redacted(model=uri.name, number=number, what=what, items=items, reason=seal.maybe(said))
-            ]
+            return [(uri.name, number)]
 
-        self._commit("model:" + uri.name, decide)
-        self._erase(touched)
-        return self._thing(uri.name, pinned)
+        return "model:" + uri.name, of_model
 
     def _erase(self, seqs: Iterable[int]) -> None:
         """Erase what the journal says is redacted, until nobody redacted more meanwhile."""

@@ -117,6 +117,35 @@ def test_an_exception_is_recorded_and_goes_on(reg: Registry) -> None:
     assert reg.audit(action="run.finished")[0].detail.startswith("failed run:")
 
 
+def test_what_a_run_said_can_be_redacted(reg: Registry) -> None:
+    """The command line, the exception and its traceback are erased from every place; the chain still verifies."""
+    with pytest.raises(ValueError, match="Ana"), reg.start_run("bad") as run:
+        raise ValueError("Ana Example")
+    assert reg.run(run.id).command is not None
+    (trace,) = [e.traceback for e in _finished(reg) if e.traceback]
+    assert b"Ana" in reg._core.artifacts().read(trace)
+    left = reg.redact("run:" + run.id, "exception", "a name")
+    assert (left.exception, left.command is None) == (None, False)
+    assert not reg._core.artifacts().has(trace, None)
+    assert reg.redact(left, "all", "more").command is None
+    stored = b"".join(record.body + record.private for record in reg._core.place.store.read(0))
+    assert b"Ana" not in stored
+    assert reg.verify().ok
+    reg.create_dataset("clicks", description="of Ana")
+    assert reg.redact("dataset://clicks/", "description", "a name").description is None
+    assert b"Ana" not in b"".join(record.private for record in reg._core.place.store.read(0))
+    for bad in ("run:nope", "dataset://nope/"):
+        with pytest.raises(NotFound):
+            reg.redact(bad, "all", "x")
+    with pytest.raises(NotFound, match="has no 'title' to redact"):
+        reg.redact("dataset://clicks/", "title", "x")
+
+
+def _finished(reg: Registry) -> list[Any]:
+    with reg._core.view() as view:
+        return view.events("run.finished")
+
+
 @pytest.mark.parametrize(
     ("code", "status", "number"),
     [(0, "completed", 0), (None, "completed", 0), (3, "failed", 3), ("no", "failed", 1)],
@@ -237,7 +266,9 @@ def test_what_a_run_makes_is_not_its_own_input(reg: Registry) -> None:
             Path("data.csv").read_bytes()
             version = run.register("m", {"data.csv": b"bytes"})
         assert version.number == number
-        assert [one.uri for one in reg.run(run.id).inputs] == ["file:data.csv" if number == 1 else "model://m/v1"]
+        assert [one.uri for one in reg.run(run.id).inputs] == [
+            "file:data.csv" if number == 1 else "model://m/v1"
+        ]
 
 
 def test_reading_can_be_left_alone(reg: Registry) -> None:
