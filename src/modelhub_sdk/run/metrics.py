@@ -25,11 +25,10 @@ class Series:
         self._lock = threading.Lock()
         self._rows: dict[str, list[list[Any]]] = {}
         self._last: dict[str, Value] = {}
+        self._path: Path | None = path  # None once it turned out that it cannot be written
         self._file: IO[str] | None = None
         with suppress(OSError):
             self._recover(path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a", encoding="utf-8")
 
     def _recover(self, path: Path) -> None:
         if not path.exists():
@@ -50,15 +49,15 @@ class Series:
         )
         with self._lock:
             self._add(values, step, at)
-            if self._file is not None:
+            if self._path is not None:
                 try:
+                    if self._file is None:
+                        self._path.parent.mkdir(parents=True, exist_ok=True)
+                        self._file = self._path.open("a", encoding="utf-8")
                     self._file.write(line.decode() + "\n")
                     self._file.flush()
-                except (
-                    OSError,
-                    ValueError,
-                ):  # the disk is full: what is in memory is still recorded at the end
-                    self._file = None
+                except (OSError, ValueError):  # the disk is full: memory has all of it until the end
+                    self._path = None
 
     def _add(self, values: Mapping[str, Value], step: int | None, at: datetime) -> None:
         stamp = codec.print_time(at)

@@ -117,20 +117,20 @@ class Run:
         self._group = None if group is None else names.check_text(group, "group", 200)
         self._parent = active.own_run_id(registry) or _parent_of(registry, self.id)
         _checked_params(self.params)
-        found = self._captured_code(commit)
+        found = self._captured_code(None if commit is None else names.check_text(commit, "commit", 200) or None)
         self.name = _checked_name(name if name is not None else _name_of(found.code))
         self._code = found
         self._facts = dict(facts)
         self._outputs = OutputsFolder.claimed(outputs, shared=_is_nested_default(outputs))
         self._folder = Path(registry._core.cache().path) / "runs" / self.id
         self._attempt = 0
+        self._metrics = metrics.Series(self._folder / "metrics.jsonl")
         try:
             active.begin(self)
             for key, uri in (inputs or {}).items():
                 self.input(key, uri)
             if prepare is not None:
                 prepare(self)
-            self._metrics = metrics.Series(self._folder / "metrics.jsonl")
             self._start(roots)
         except BaseException:
             self._release()
@@ -368,7 +368,7 @@ class Run:
                     pipeline=facts.get("pipeline"),
                     group=self._group,
                     parent=self._parent,
-                    command=seal.maybe(facts.get("command") or self._code.command),
+                    command=seal.maybe(_storable(facts.get("command") or self._code.command)),
                     code=self._code.code,
                     environment=evolve(found, packages=Frozen()),
                     packages=packages,
@@ -566,7 +566,7 @@ class Run:
         said = None
         if error is not None:
             said = masking.text("".join(traceback.format_exception_only(error)).strip())[:_MAX_EXCEPTION]
-            said = said.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+            said = _storable(said)
         script = code.notebook_digest() if self._code.code.entry == code.NOTEBOOK else None
         alerts = tuple(
             Frozen(_alert(alert)) for alert in self._alerts[:100] if alert.file in (None, "stdout")
@@ -676,6 +676,11 @@ def _checked_name(given: object) -> str:
     if not text.strip() or not text.isprintable():
         raise InvalidName(f"{shown(text)} is not the name of a run.", hint="Write one line of text.")
     return text
+
+
+def _storable(text: str) -> str:
+    """Return text of any origin as it can be stored: half surrogate pairs and NUL are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
 def _checked_params(params: Mapping[str, Any]) -> None:
