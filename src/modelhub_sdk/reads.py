@@ -34,7 +34,7 @@ from modelhub_sdk.domain.uri import DatumURI, Named
 from modelhub_sdk.domain.values import Frozen
 from modelhub_sdk.errors import InvalidQuery, InvalidURI, NotFound, nearest, shown
 from modelhub_sdk.formats import manifest
-from modelhub_sdk.index import data
+from modelhub_sdk.index import data, runs
 from modelhub_sdk.index.queries import NOW, View
 from modelhub_sdk.references import (
     DatasetRef,
@@ -281,7 +281,7 @@ class RegistryView:
         return Listing([*map(self._whole, found), *map(self._whole_dataset, more)])
 
     def compare(self, *refs: Ref) -> Comparison:
-        """Return versions side by side: metrics, parameters, files, sizes, duration, status.
+        """Return versions side by side: metrics, parameters, data, code, files, sizes, duration, status.
 
         ``print`` shows a table, a notebook a page; ``to_dict()`` and ``to_pandas()`` give the values.
 
@@ -292,7 +292,9 @@ class RegistryView:
         found = [self.version(ref) for ref in refs]
         with self._core.view(self._at) as view:
             directions = view.settings().get("metrics") or {}
-        return comparing.compare(found, directions=directions)
+            ids = {version.run_id for version in found if version.run_id}
+            made = {one: runs.run(view, one) for one in ids if runs.attempts(view, one)}
+        return comparing.compare(found, directions=directions, runs=made)
 
     def uses(self, ref: Ref | DatasetRef | Datum) -> Listing[Use]:
         """Return who resolved a version (of a model or a dataset) or a datum, where and when, oldest first.
@@ -415,7 +417,6 @@ class RegistryView:
             InvalidQuery: with the place of the fault.
         """
         from modelhub_sdk import lineage
-        from modelhub_sdk.index import runs
 
         query = queries.parse(where, queries.RUN_FIELDS)
         order = queries.parse_order(order_by, queries.RUN_FIELDS)

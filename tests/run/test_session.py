@@ -341,6 +341,23 @@ def test_run_register_takes_what_the_run_knows(reg: Registry) -> None:
     assert other.metrics == {"acc": 0.1}
 
 
+def test_versions_of_runs_are_compared_by_data_and_code(reg: Registry) -> None:
+    """Side by side stand what their runs read, and the code that they ran."""
+    for number in (1, 2):
+        reg.create_dataset_version(f"clicks/v{number}", {"a": str(number).encode()})
+        with reg.start_run("fit", commit="c" * 39 + str(number)) as run:
+            run.input("data", f"dataset://clicks/v{number}")
+            run.register("m", {"f": str(number).encode()})
+    found = reg.compare("m/v1", "m/v2", reg.register("m", {"f": b"by hand"}))
+    (data,) = found.inputs
+    assert (data.name, data.cells[:2], data.changed) == ("dataset://clicks", ("v1", "v2"), True)
+    code = {row.name: row.cells for row in found.code}
+    assert code["commit"][0] != code["commit"][1] or "entry" in code
+    assert found.to_dict()["inputs"]["dataset://clicks"] == {"model://m/v1": "v1", "model://m/v2": "v2"}
+    assert "dataset://clicks" in str(found)
+    assert "dataset://clicks" in found._repr_html_()
+
+
 def test_attachments_of_a_run(reg: Registry, tmp_path: Path) -> None:
     """A file beside the run is kept with it."""
     (tmp_path / "roc.png").write_bytes(b"png")

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, TypeAlias
 from attrs import frozen
 
 from modelhub_sdk.domain.entities import File, ModelVersion
+from modelhub_sdk.domain.lineage import RunRecord
 from modelhub_sdk.domain.values import Frozen, Value, number
 from modelhub_sdk.errors import InvalidQuery, shown
 
@@ -91,7 +92,8 @@ class Comparison:
 
     `facts` are status, times, people, number of files, size (bytes) and duration (seconds), those that
     any version has; `metrics`, `params` and `fields` have a row for every key that any version has;
-    `files` a row for every path, compared by digest; `inputs` a row for every data set, model or place.
+    `files` a row for every path, compared by digest; `inputs` a row for every data set, model or place;
+    `code` commit, branch, entry and uncommitted changes (their digest) of the runs that made them.
     """
 
     versions: tuple[ModelVersion, ...]
@@ -101,6 +103,7 @@ class Comparison:
     fields: tuple[Row, ...]
     files: tuple[Row, ...]
     inputs: tuple[Row, ...]
+    code: tuple[Row, ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -111,7 +114,7 @@ class Comparison:
     @property
     def sections(self) -> Mapping[str, tuple[Row, ...]]:
         """The rows by section, those without rows left out."""
-        names = ("metrics", "params", "inputs", "files", "fields", "facts")
+        names = ("metrics", "params", "inputs", "code", "files", "fields", "facts")
         return Frozen({name: getattr(self, name) for name in names if getattr(self, name)})
 
     def to_dict(self) -> dict[str, Any]:
@@ -157,11 +160,17 @@ class Comparison:
         return html.render(self)
 
 
-def compare(versions: Sequence[ModelVersion], *, directions: Mapping[str, str] | None = None) -> Comparison:
+def compare(
+    versions: Sequence[ModelVersion],
+    *,
+    directions: Mapping[str, str] | None = None,
+    runs: Mapping[str, RunRecord] = Frozen(),
+) -> Comparison:
     """Return *versions* side by side; one that is given twice counts once.
 
     Args:
         versions: of one model or of several.
+        runs: the runs that made them, by id: their code is compared, and what they read.
         directions: ``{"loss": "min"}`` for metrics where less is better, ``"max"`` for the others.
             What is not said is concluded from common words in the name (``loss``, ``rmse``,
             ``accuracy``, ``auc`` …), or left open.
@@ -200,8 +209,35 @@ def compare(versions: Sequence[ModelVersion], *, directions: Mapping[str, str] |
         params=rows((version.params for version in unique), unjudged),
         fields=rows((version.fields for version in unique), unjudged),
         files=rows(({file.path: file for file in version.files} for version in unique), unjudged),
-        inputs=rows((_inputs(version.inputs) for version in unique), unjudged),
+        inputs=rows((_inputs(_read(version, runs)) for version in unique), unjudged),
+        code=rows((_code(runs.get(version.run_id or "")) for version in unique), unjudged),
     )
+
+
+def _read(version: ModelVersion, runs: Mapping[str, RunRecord]) -> Iterable[str]:
+    """Return what a version was made of: what its run read, with what was said at the registration."""
+    run = runs.get(version.run_id or "")
+    return dict.fromkeys(
+        [*version.inputs, *(one.uri for one in run.inputs if one.uri != version.uri)]
+        if run
+        else version.inputs
+    )
+
+
+def _code(run: RunRecord | None) -> dict[str, str]:
+    """Return what there is to compare of a run's code."""
+    if run is None:
+        return {}
+    code = run.code
+    changes = code.diff or {True: "yes", False: None, None: None}[code.dirty]
+    facts = {
+        "commit": code.commit,
+        "branch": code.branch,
+        "entry": code.entry,
+        "uncommitted changes": changes,
+        "script": None if code.commit else code.script,
+    }
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def _or_absent(value: Any) -> Any:
