@@ -28,7 +28,7 @@ import modelhub_sdk as hub
 from modelhub_sdk import ModelHubError, Registry
 from tests.support.hostile import Case, cases
 
-SECONDS = 2.0
+SECONDS = 10.0
 
 
 class Sandbox:

@@ -555,3 +555,97 @@ def test_a_run_costs_little(reg: Registry) -> None:
     with reg.start_run("timed"):
         pass
     assert time.perf_counter() - start < 2.0
+
+
+def test_a_sign_of_life_is_given_and_forgotten(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a run is on there is one heartbeat in the inbox, the newest; at its end there is none."""
+    from modelhub_sdk.lineage import heartbeats
+    from modelhub_sdk.run import session
+
+    monkeypatch.setattr(session, "HEARTBEAT", 0.05)
+    with reg.start_run("beating", outputs=None) as run:
+        end = time.monotonic() + 20
+        while run.id not in heartbeats(reg._core) and time.monotonic() < end:
+            time.sleep(0.02)
+        first = heartbeats(reg._core)[run.id]
+        while heartbeats(reg._core).get(run.id, first) == first and time.monotonic() < end:
+            time.sleep(0.02)
+        assert heartbeats(reg._core)[run.id] > first
+        assert len(reg._core.place.store.notes(100)) <= 2
+    while heartbeats(reg._core) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert heartbeats(reg._core) == {}
+
+
+def test_very_many_inputs(reg: Registry) -> None:
+    """Thousands of files that were read: the entry stays small, the folders stand in the graph, the record has all."""
+    for folder in ("train", "test"):
+        Path("data", folder).mkdir(parents=True)
+        for number in range(300):
+            Path("data", folder, f"{number}.txt").write_text(f"{folder}{number}")
+    with reg.start_run("many") as run:
+        for path in sorted(Path("data").rglob("*.txt")):
+            path.read_text()
+    record = reg.run(run.id)
+    assert len(record.inputs) == 600
+    assert record.inputs[0].uri == "file:data/test/0.txt"
+    labels = {node.label for node in reg.upstream(record).nodes}
+    assert {"data/test/", "data/train/"} <= labels
+    assert len(labels) < 10
+    listed = reg.runs()[0]
+    assert [one.uri for one in listed.inputs] == ["file:data/test/", "file:data/train/"]
+    assert reg.verify().ok
+
+
+def test_a_dataset_of_many_files_as_input(reg: Registry) -> None:
+    """An input with thousands of files: the entry names it with a few of them, the record has all."""
+    reg.create_dataset_version("big/v1", {f"{n:04}": str(n).encode() for n in range(1200)})
+    with reg.start_run("big") as run:
+        run.input("data", "dataset://big/v1")
+    assert len(reg.run(run.id).inputs[0].files) == 1200
+    assert len(reg.runs()[0].inputs[0].files) == 5
+
+
+def test_urls_and_paths_as_inputs(reg: Registry, tmp_path: Path) -> None:
+    """A path is used where it lies, a list is laid out; both are inputs with digests, under their name."""
+    Path("a.csv").write_text("a")
+    (tmp_path / "b.csv").write_text("bb")
+    with reg.start_run("urls", inputs={"one": "a.csv"}) as run:
+        assert run.input("one") == Path("a.csv")
+        two = run.input("two", ["a.csv", str(tmp_path / "b.csv")])
+        assert sorted(path.name for path in two.iterdir()) == ["a.csv", "b.csv"]
+        with pytest.raises(NotFound, match="The input 'three' cannot be had"):
+            run.input("three", "nowhere.csv")
+    assert {(one.uri, one.name, one.files[0].size) for one in reg.run(run.id).inputs} == {
+        ("file:a.csv", "one", 1), ("file:a.csv", "two", 1), ("file:b.csv", "two", 2),
+    }  # fmt: skip
+
+
+def test_an_end_that_cannot_be_recorded(reg: Registry, caplog: pytest.LogCaptureFixture) -> None:
+    """When the registry fails at the end, the user's exception goes on and the log tells; without one, ours is raised."""
+    with pytest.raises(ValueError, match="mine"), reg.start_run("lost", outputs=None):
+        reg._core.read_only = True
+        raise ValueError("mine")
+    assert "could not be recorded" in caplog.text
+    reg._core.read_only = False
+    with pytest.raises(NotAllowed), reg.start_run("lost", outputs=None):
+        reg._core.read_only = True
+    reg._core.read_only = False
+
+
+def test_outputs_that_cannot_be_stored_stay(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that fails for the outputs: the run is recorded with an alert, the outputs are where they were."""
+    from modelhub_sdk import ingest
+    from modelhub_sdk.errors import StoreUnavailable
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise StoreUnavailable("The disk is full.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest, "ingest", broken)
+        with pytest.raises(StoreUnavailable, match="full"), reg.start_run("full") as run:
+            annotated("outputs", "m.bin", {"valohai.model-versions": ["model://m/"]})
+    record = reg.run(run.id)
+    assert record.status == "completed"
+    assert any("The disk is full" in alert.message for alert in record.alerts)
+    assert reg.ingest("outputs", run=run.id).versions[0].uri == "model://m/v1"

@@ -14,6 +14,8 @@ from modelhub_sdk.index import queries, search
 from modelhub_sdk.stores.files import FileStore
 from modelhub_sdk.testing import RegistryMachine
 
+pytestmark = pytest.mark.timeout(900)  # finding is quick, shrinking on a busy machine is not
+
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 
