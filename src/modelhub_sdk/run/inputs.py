@@ -90,10 +90,7 @@ class PlacedInput:
         for file in self.files:
             home = next((uri for uri in found if file.uri == uri or file.uri.startswith(uri + "/")), file.uri)
             found.setdefault(home, []).append(File(file.source, file.size, file.digest))
-        return [
-            RunInput(uri=uri, name=self.name, files=tuple(files))
-            for uri, files in found.items()
-        ]
+        return [RunInput(uri=uri, name=self.name, files=tuple(files)) for uri, files in found.items()]
 
 
 # --- what is asked for ------------------------------------------------------------------------------------

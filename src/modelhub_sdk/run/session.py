@@ -117,7 +117,9 @@ class Run:
         self._group = None if group is None else names.check_text(group, "group", 200)
         self._parent = active.own_run_id(registry) or _parent_of(registry, self.id)
         _checked_params(self.params)
-        found = self._captured_code(None if commit is None else names.check_text(commit, "commit", 200) or None)
+        found = self._captured_code(
+            None if commit is None else names.check_text(commit, "commit", 200) or None
+        )
         self.name = _checked_name(name if name is not None else _name_of(found.code))
         self._code = found
         self._facts = dict(facts)

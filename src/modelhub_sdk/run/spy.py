@@ -158,7 +158,7 @@ def noted(path: Any) -> None:
                 _note_folder(full)
             elif full is not None:
                 _note(full)
-    except Exception:  # noqa: BLE001  # whatever goes wrong here, the user's read goes on
+    except Exception:  # noqa: BLE001, S110  # whatever goes wrong here, the user's read goes on
         pass
     finally:
         _local.busy = False
@@ -187,7 +187,7 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
     _local.busy = True
     try:
         act(args)
-    except Exception:  # noqa: BLE001  # a hook that raises would break the user's code
+    except Exception:  # noqa: BLE001, S110  # a hook that raises would break the user's code
         pass
     finally:
         _local.busy = False
@@ -338,19 +338,23 @@ class _Finder(importlib.abc.MetaPathFinder):
                 continue
             spec = finder.find_spec(name, path, target)
             if spec is not None and spec.loader is not None and hasattr(spec.loader, "exec_module"):
-                loader: Any = spec.loader
-                run = loader.exec_module
-
-                def exec_module(module: Any) -> None:
-                    run(module)
-                    _wrap(module, name)
-
-                try:
-                    loader.exec_module = exec_module
-                except AttributeError:
-                    return None
-                return spec
+                return spec if _wrapping(spec.loader, name) else None
         return None
+
+
+def _wrapping(loader: Any, name: str) -> bool:
+    """Make *loader* wrap the readers of the module that it loads; return whether it can."""
+    execute = loader.exec_module
+
+    def exec_module(module: Any) -> None:
+        execute(module)
+        _wrap(module, name)
+
+    try:
+        loader.exec_module = exec_module
+    except AttributeError:
+        return False
+    return True
 
 
 # --- children -------------------------------------------------------------------------------------------
