@@ -68,8 +68,12 @@ def test_texts_of_data(reg: Registry, tmp_path: Path) -> None:
             lambda t: reg.create_dataset(t),
             lambda t: reg.create_dataset_version(t, {"a": b"1"}),
             lambda t, n=number: reg.create_dataset_version(f"many/n{n}", {t: b"1"}),
-            lambda t, n=number: reg.create_dataset_version(f"tags/n{n}", {"a": b"1"}, tags=[t], fields={"f": t}),
-            lambda t, n=number: reg.create_dataset_version(f"base/n{n}", {"a": b"1"}, based_on=t, exclude=[t]),
+            lambda t, n=number: reg.create_dataset_version(
+                f"tags/n{n}", {"a": b"1"}, tags=[t], fields={"f": t}
+            ),
+            lambda t, n=number: reg.create_dataset_version(
+                f"base/n{n}", {"a": b"1"}, based_on=t, exclude=[t]
+            ),
             lambda t: reg.set_alias("dataset://good/", t, "v1"),
             lambda t: reg.set_alias("dataset://good/", "alias", t),
             lambda t: reg.delete_alias("dataset://good/", t),
@@ -90,12 +94,16 @@ def test_texts_of_data(reg: Registry, tmp_path: Path) -> None:
     assert reg.verify().ok
 
 
-@pytest.mark.parametrize("alias", [["production-model"], "ok", 7, None, "", ["a", "b"], {"a": 1}, "v1", "latest", "BAD NAME"])
+@pytest.mark.parametrize(
+    "alias", [["production-model"], "ok", 7, None, "", ["a", "b"], {"a": 1}, "v1", "latest", "BAD NAME"]
+)
 def test_aliases_of_datums(reg: Registry, tmp_path: Path, alias: Any) -> None:
     """Whatever stands behind valohai.alias: the output is stored, and the alias is moved or an alert."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "x").write_text("x")
-    (tmp_path / "out" / "x.metadata.json").write_text(json.dumps({"valohai.alias": alias, "valohai.tags": ["t"]}))
+    (tmp_path / "out" / "x.metadata.json").write_text(
+        json.dumps({"valohai.alias": alias, "valohai.tags": ["t"]})
+    )
     report = reg.ingest(tmp_path / "out")
     (uri,) = report.datums
     assert bool(reg.datum(uri).aliases) != bool(report.alerts) or alias is None

@@ -97,21 +97,21 @@ def test_every_way_to_open_a_file(work: Path, seen: Seen) -> None:
     connection.close()
 
     def act() -> None:
-        open("a").close()  # noqa: SIM115
+        open("a").close()
         (work / "b").read_bytes()
         os.close(os.open(b"c", os.O_RDONLY))
         with open(work / "d", "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             mapped[:1]
         shutil.copy("e", work.parent / "copy")
-        open(Path("./sub/../f"), "r+").close()  # noqa: SIM115
+        open(Path("./sub/../f"), "r+").close()
         np.load("n.npy")
         np.load("m.npy", mmap_mode="r")
         pd.read_csv("t.csv")
         joblib.load("j.joblib")
-        open("z.gz", "rb").close()  # noqa: SIM115
-        open("Größe 𝛼").close()  # noqa: SIM115
+        open("z.gz", "rb").close()
+        open("Größe 𝛼").close()
         os.chdir("sub")
-        open("deep").close()  # noqa: SIM115
+        open("deep").close()
         os.chdir(work)
         sqlite3.connect("base.db").close()
 
@@ -141,7 +141,7 @@ def test_what_is_no_input(work: Path, seen: Seen, tmp_path: Path) -> None:
         (work / "made.csv").read_text()
         os.close(os.open(work, os.O_RDONLY))
         os.close(os.open("pipe", os.O_RDONLY | os.O_NONBLOCK))
-        open(os.devnull).close()  # noqa: SIM115
+        open(os.devnull).close()
         with pytest.raises(FileNotFoundError):
             (work / "missing").read_text()
         with pytest.raises(ValueError, match="null"):

@@ -116,7 +116,7 @@ class _Lines:
         if skipping or not line.strip():
             return
         try:
-            text = line.decode("utf-8").strip().lstrip("\ufeff")
+            text = line.decode("utf-8").strip()
             found, _end = _DECODER.raw_decode(text)
         except (ValueError, RecursionError):
             return  # a plain line that begins with a brace
