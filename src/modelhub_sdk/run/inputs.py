@@ -306,6 +306,7 @@ def _key_of(uri: str) -> str:
 
 
 def _of_url(uri: str, work: Path) -> tuple[list[str], list[InputFile]]:
+    uri = re.sub(r"\*\*(?=[^/*])", "**/*", uri)  # Valohai's **.csv is recursive; elsewhere ** stands alone
     local = uri if "://" not in uri else _key_of(uri) if uri.startswith("file://") else None
     return _of_disk(uri, local) if local is not None else _of_store(uri, work)
 
