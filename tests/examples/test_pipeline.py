@@ -36,7 +36,7 @@ def test_the_chain_is_whole(form: list[str], tmp_path: Path) -> None:
         assert [one.files[0].path for one in prepare.inputs] == ["measurements.csv"]
         assert prepare.dataset_versions == ("dataset://flowers/134-rows",)
         assert train.params == {"neighbours": 5}
-        assert train.metrics["accuracy"] > 0.9
+        assert float(str(train.metrics["accuracy"])) > 0.9
         assert reg.version("flower-classifier/v1").run_id == train.id
         assert reg.verify().ok
     assert "run #2 train" in done.stdout

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import math
 import os
+import selectors
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import IO, Any
+from pathlib import Path
+from typing import Any
 
 from modelhub_sdk.errors import NotAllowed, NotFound, shown
 
 MAX_LINE = 1_000_000
 """Bytes of a line that is looked at as a metric; a longer one only passes through."""
 
-_GRACE = 10.0  # seconds between asking a child to end and ending it
+_GRACE = 10.0  # seconds between asking a program to end and asking it less kindly
+_SETTLE = 0.5  # seconds that helpers of a program may go on after it, before they count as left behind
+_LINGER = 2.0  # seconds between asking those to end and ending them
+_LOOK = 0.1  # seconds between two looks whether the program has ended while others hold its output
 _CHUNK = 1 << 16
 
 
@@ -29,24 +37,32 @@ def run(
     on_metrics: Callable[[Mapping[str, Any]], None],
     on_problem: Callable[[str], None],
     passthrough: bool = True,
+    timeout: float | None = None,
 ) -> int:
     """Run a program to its end, and return its status: minus the signal's number when one ended it.
 
     Standard output passes through at once and byte for byte; standard error is this process's own.
     Of a line that is a JSON object, or begins with one, *on_metrics* gets that object (VALOHAI.md: of
-    several on one line the first counts). Ctrl-C reaches the program too, and it is waited for.
+    several on one line the first counts).
+
+    Ctrl-C, SIGTERM and SIGHUP are handed on to the program and all that it has started, which is
+    waited for, and killed when it does not end. What a program leaves running behind is ended with it,
+    as at the end of a container. In another thread than the main one Python sees no signals: there the
+    program stays in this process's own group, where Ctrl-C reaches it.
 
     Args:
         command: a list of words, or a line for the shell.
         cwd: where it runs.
         env: all its variables.
         on_metrics: called with each object, in order, in the calling thread.
-        on_problem: called with a sentence about what could not be read.
+        on_problem: called with a sentence about what could not be read, or had to be ended.
         passthrough: whether its output appears.
+        timeout: seconds after which it is ended.
 
     Raises:
         NotFound: there is no such program or folder. NotAllowed: it may not be run.
     """
+    own = threading.current_thread() is threading.main_thread()
     try:
         process = subprocess.Popen(
             command,
@@ -55,23 +71,155 @@ def run(
             env=None if env is None else dict(env),
             stdout=subprocess.PIPE,
             bufsize=0,
+            start_new_session=own,
         )
     except FileNotFoundError as error:
         what = f"folder {shown(os.fsdecode(cwd), 200)}" if cwd and not os.path.isdir(cwd) else "program"
         raise NotFound(f"There is no {what}: {shown(str(error), 300)}.") from None
     except (PermissionError, OSError, ValueError) as error:
         raise NotAllowed(f"The program cannot be run: {shown(str(error), 300)}.") from None
-    lines = _Lines(on_metrics, on_problem)
-    with _forwarded(process):
+    child = _Child(process, own, _Lines(on_metrics, on_problem), on_problem, passthrough)
+    try:
+        with _forwarded(child):
+            try:
+                if child.follow(math.inf if timeout is None else timeout):
+                    child.finish()
+                else:
+                    on_problem(f"The program ran for more than {timeout:g} seconds: it was ended.")
+                    child.stop(signal.SIGTERM)
+            except BaseException as error:
+                asked = isinstance(error, (KeyboardInterrupt, SystemExit))
+                child.stop(
+                    signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM, heard=asked
+                )
+                raise
+    finally:
+        child.close()
+    return process.wait()
+
+
+class _Child:
+    """A program that has been started, with the reading end of its output.
+
+    With *own* it leads a session of its own: its group is everything that it has started.
+    """
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        own: bool,
+        lines: _Lines,
+        on_problem: Callable[[str], None],
+        passthrough: bool,
+    ) -> None:
         assert process.stdout is not None  # noqa: S101  # it is a pipe
-        try:
-            _copied(process.stdout, lines, passthrough)
-            return process.wait()
-        except BaseException:
-            _end(process)
-            raise
-        finally:
-            process.stdout.close()
+        self._process = process
+        self._own = own
+        self._lines: _Lines | None = lines
+        self._on_problem = on_problem
+        self._screen = _Screen() if passthrough else None
+        self._pipe = process.stdout
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._pipe, selectors.EVENT_READ)
+        self._open = True
+        self._sent: set[int] = set()
+
+    def follow(self, seconds: float, *, all_of_it: bool = False) -> bool:
+        """Pass its output on until it has ended, and return True; or False when the time is over before.
+
+        With *all_of_it* until nothing that it started is left, and all output has been read.
+        """
+        end = time.monotonic() + seconds
+        while not (over := self._is_over(all_of_it)) and (left := end - time.monotonic()) > 0:
+            self._step(min(left, _LOOK))
+        return over
+
+    def _is_over(self, all_of_it: bool) -> bool:
+        if self._process.poll() is None:
+            return False
+        return not all_of_it or not (self._open or self._is_left())
+
+    def _is_left(self) -> bool:
+        return self._own and _is_alive(self._process.pid)
+
+    def _step(self, seconds: float) -> None:
+        if not self._open:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(seconds)
+                time.sleep(min(seconds, _LOOK / 10))  # it has ended, others of its group have not
+            return
+        if not self._selector.select(seconds):
+            return
+        data = os.read(self._pipe.fileno(), _CHUNK)
+        if not data:
+            self._open = False
+        elif self._screen is not None:
+            self._screen.show(data)
+        if self._lines is not None:
+            self._lines.feed(data) if data else self._lines.end()
+
+    def finish(self) -> None:
+        """Read the rest of the output of a program that has ended, and end what it left behind."""
+        if self.follow(_SETTLE, all_of_it=True):
+            return
+        if self._is_left():
+            self._on_problem("The program ended and left others running: they were ended too.")
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                self._signal(number)
+                if self.follow(_LINGER, all_of_it=True):
+                    return
+        if self._open:
+            self._on_problem("A process that the program left running still holds its output: not read on.")
+
+    def stop(self, number: int, *, heard: bool = True) -> None:
+        """End the program: by *number* first, less kindly later; its last words are still passed on.
+
+        Without *heard* (whoever takes its metrics has failed) they are no metrics any more.
+        """
+        if not heard:
+            self._lines = None
+        for one in dict.fromkeys((number, signal.SIGTERM, signal.SIGKILL)):
+            if one not in self._sent:
+                self._signal(one)
+            with suppress(KeyboardInterrupt, SystemExit):  # once more: less kindly at once
+                if self.follow(_GRACE):
+                    break
+        with suppress(KeyboardInterrupt, SystemExit):
+            self.finish()
+
+    def forward(self, number: int) -> None:
+        """Hand a signal on."""
+        self._sent.add(number)
+        self._signal(number)
+
+    def _signal(self, number: int) -> None:
+        with suppress(OSError):
+            if self._own:
+                os.killpg(self._process.pid, number)
+            else:
+                self._process.send_signal(number)
+
+    def close(self) -> None:
+        """Let go of the output."""
+        self._selector.close()
+        self._pipe.close()
+
+
+def _is_alive(group: int) -> bool:
+    """Return whether a process of the group runs; one that ended and that nobody waited for does not."""
+    try:
+        os.killpg(group, 0)
+    except OSError:
+        return False
+    if not os.path.exists("/proc/self/stat"):
+        return True
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with suppress(OSError):
+                state, _parent, its, *_ = Path("/proc", name, "stat").read_bytes().rpartition(b")")[2].split()
+                if int(its) == group and state not in (b"Z", b"X"):
+                    return True
+    return False
 
 
 class _Lines:
@@ -127,61 +275,48 @@ class _Lines:
 _DECODER = json.JSONDecoder()
 
 
-def _copied(source: IO[bytes], lines: _Lines, passthrough: bool) -> None:
-    while data := os.read(source.fileno(), _CHUNK):
-        if passthrough:
-            _show(data)
-        lines.feed(data)
-    lines.end()
+class _Screen:
+    """Standard output, for bytes as they are; where that is only text (a notebook), as text."""
 
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may come in two pieces
 
-def _show(data: bytes) -> None:
-    """Write bytes to standard output as they are; where that is only text (a notebook), as text."""
-    with suppress(OSError, ValueError, AttributeError):
-        buffer = getattr(sys.stdout, "buffer", None)
-        if buffer is not None:
-            sys.stdout.flush()
-            buffer.write(data)
-            buffer.flush()
-        else:
-            sys.stdout.write(data.decode("utf-8", "replace"))
-            sys.stdout.flush()
+    def show(self, data: bytes) -> None:
+        with suppress(OSError, ValueError, AttributeError):  # closed, or none: the program goes on
+            buffer = getattr(sys.stdout, "buffer", None)
+            if buffer is not None:
+                sys.stdout.flush()
+                buffer.write(data)
+                buffer.flush()
+            else:
+                sys.stdout.write(self._decoder.decode(data))
+                sys.stdout.flush()
 
 
 class _forwarded:  # noqa: N801  # reads as the word that it is in a with line
-    """Hand SIGTERM on to the child while the block is on: who ends the run ends its programs."""
+    """Hand signals on to the child while the block is on: who ends the run ends its programs."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        self._before: Any = None
+    def __init__(self, child: _Child) -> None:
+        self._child = child
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            with suppress(ValueError, OSError):
-                self._before = signal.signal(signal.SIGTERM, self._terminate)
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            before = signal.getsignal(number)
+            if before not in (None, signal.SIG_IGN):  # of C code, or not to be noticed
+                self._before[number] = before
+                signal.signal(number, self._take)
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            with suppress(ValueError, OSError, TypeError):
-                signal.signal(signal.SIGTERM, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
-    def _terminate(self, number: int, frame: Any) -> None:
-        with suppress(OSError):
-            self._process.send_signal(number)
-        if callable(self._before):
-            self._before(number, frame)
+    def _take(self, number: int, frame: Any) -> None:
+        self._child.forward(number)
+        before = self._before[number]
+        if callable(before):
+            before(number, frame)
         else:
             raise SystemExit(128 + number)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Wait for a child that was told to end (Ctrl-C has reached it); end it when it does not."""
-    with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
-        process.wait(_GRACE)
-        return
-    process.terminate()
-    with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
-        process.wait(_GRACE)
-        return
-    process.kill()
-    process.wait()
