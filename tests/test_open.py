@@ -370,3 +370,16 @@ def test_the_default_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     default().close()
     for reg in regs.values():
         reg.close()
+
+
+def test_the_default_of_a_block_reaches_its_threads():
+    """A worker thread that is started within `use` works on that registry, not on the machine's default."""
+    import threading
+
+    found: list[str] = []
+    with hub.open("memory://") as reg, hub.use(reg):
+        reg.approve(reg.register("m", {"f": b"1"}))
+        thread = threading.Thread(target=lambda: found.append(hub.resolve("model://m/latest").uri))
+        thread.start()
+        thread.join()
+    assert found == ["model://m/v1"]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from modelhub_sdk.run.session import Run
 
 _current: ContextVar[Registry | None] = ContextVar("modelhub_sdk.registry", default=None)
+_in_use: list[Registry] = []
 _default: Registry | None = None
 
 
@@ -45,18 +46,22 @@ def open(  # noqa: A001  (hub.open reads as it does)
 
 @contextmanager
 def use(registry: Registry) -> Iterator[Registry]:
-    """Make *registry* the default one of this package's functions within a with block."""
+    """Make *registry* the default one of this package's functions within a with block, also for its threads."""
     token = _current.set(registry)
+    _in_use.append(registry)
     try:
         yield registry
     finally:
         _current.reset(token)
+        _in_use.remove(registry)
 
 
 def default() -> Registry:
     """Return the default registry: of the enclosing `use`, else the one that `open()` opens, kept open."""
     global _default
     found = _current.get()
+    if found is None and _in_use:
+        found = _in_use[-1]  # a worker thread begins with an empty context
     if found is not None:
         return found
     if _default is None or _default._core.closed:
