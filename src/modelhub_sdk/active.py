@@ -24,6 +24,9 @@ class Observer(Protocol):
     def belongs(self, registry: object) -> bool:
         """Return whether it is recorded in this open registry."""
 
+    def close(self, error: BaseException | None) -> None:
+        """End with its registry; never raises."""
+
     def resolved(self, found: Resolved, asked: str) -> None:
         """Take note of what was resolved while it was on; never raises."""
 
@@ -55,3 +58,9 @@ def run_id() -> str | None:
 def own_run_id(registry: object) -> str | None:
     """Return the id of the run of this very registry that is on, for what is made while it is."""
     return next((run.id for run in reversed(_stack) if run.belongs(registry)), None)
+
+
+def close(registry: object, error: BaseException | None) -> None:
+    """End the runs of this very registry that nobody ended: it is about to be closed."""
+    for run in [one for one in reversed(_stack) if one.belongs(registry)]:
+        run.close(error)

@@ -144,11 +144,14 @@ class Registry(RegistryView):
     def __enter__(self) -> Registry:  # noqa: PYI034  # there are no subclasses
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        active.close(self, error)
         self.close()
 
     def close(self) -> None:
-        """Release connections. Safe to call twice."""
+        """End the runs that are still on, and release connections. Safe to call twice."""
+        if not self._core.closed:
+            active.close(self, None)
         self._core.close()
 
     @property

@@ -519,6 +519,39 @@ def test_a_run_without_a_with_block(tmp_path: Path) -> None:
         assert fine.code.script is not None
 
 
+def test_a_registry_that_is_closed_ends_its_runs(tmp_path: Path) -> None:
+    """Leaving the registry's block ends a run that is on, as that block was left."""
+    url = f"sqlite:///{tmp_path}/reg.db"
+    with hub.open(url) as reg:
+        reg.start_run("fine", outputs=None).log({"a": 1})
+    with pytest.raises(ValueError, match="boom"), hub.open(url) as reg:
+        reg.start_run("bad", outputs=None)
+        raise ValueError("boom")
+    reg = hub.open(url)
+    reg.start_run("closed", outputs=None)
+    reg.close()
+    reg.close()
+    with hub.open(url) as reg:
+        assert {run.name: run.status for run in reg.runs()} == {
+            "fine": "completed",
+            "bad": "failed",
+            "closed": "completed",
+        }
+
+
+def test_the_default_outputs_where_nothing_can_be_written(
+    reg: Registry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder that cannot be made is an error when it was asked for; the default one is left out, with a warning."""
+    Path("outputs").write_text("a file is in the way")
+    with reg.start_run("fit") as run:
+        assert run.outputs is None
+    assert "has no outputs folder" in caplog.text
+    Path("mine").write_text("")
+    with pytest.raises(NotAllowed, match="cannot be made"):
+        reg.start_run("fit", outputs="mine")
+
+
 def test_the_default_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`hub.start_run` starts a run in the default registry."""
     with hub.open("memory://") as reg, hub.use(reg):

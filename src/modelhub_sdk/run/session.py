@@ -56,6 +56,8 @@ log = logging.getLogger("modelhub_sdk")
 HEARTBEAT = 300.0
 """Seconds between signs of life; a run is believed dead after three of them."""
 
+DEFAULT_OUTPUTS = "outputs"
+
 _EVERYTHING = ("code", "environment", "reads")
 _MANY_INPUTS = 200  # plain files in the entry; of more the folders stand there, and all in a document
 _MAX_EXCEPTION = 2000
@@ -123,7 +125,7 @@ class Run:
         self.name = _checked_name(name if name is not None else _name_of(found.code))
         self._code = found
         self._facts = dict(facts)
-        self._outputs = OutputsFolder.claimed(outputs, shared=_is_nested_default(outputs))
+        self._outputs = _claimed(outputs)
         self._folder = Path(registry._core.cache().path) / "runs" / self.id
         self._attempt = 0
         self._metrics = metrics.Series(self._folder / "metrics.jsonl")
@@ -434,10 +436,7 @@ class Run:
         if error is None:
             self.finish()
             return
-        try:
-            self._finish(error)
-        except ModelHubError as failure:
-            log.error("The end of run %s could not be recorded: %s", self.id, failure)
+        self.close(error)
 
     def finish(self) -> RunRecord:
         """End the run: ingest its outputs, record what it read and measured; return it. Safe to call twice.
@@ -448,15 +447,19 @@ class Run:
         """
         return self._finish(None)
 
-    def _at_exit(self) -> None:
-        """End a run that nobody ended, as the interpreter ends: as the script itself did."""
+    def close(self, error: BaseException | None) -> None:
+        """End a run that nobody ended, with its registry or its interpreter; what fails is logged."""
         if self._ended is not None or os.getpid() != self._pid:
             return
-        error = getattr(sys, "last_value", None)
         try:
-            self._finish(error if isinstance(error, BaseException) else None)
+            self._finish(error)
         except ModelHubError as failure:
             log.error("The end of run %s could not be recorded: %s", self.id, failure)
+
+    def _at_exit(self) -> None:
+        """End as the script itself did: the interpreter keeps what ended it."""
+        error = getattr(sys, "last_value", None)
+        self.close(error if isinstance(error, BaseException) else None)
 
     def _on(self) -> None:
         if self._ended is not None or self._stop.is_set():
@@ -703,8 +706,15 @@ def _parent_of(registry: Registry, run_id: str) -> str | None:
         return parent if runs.attempts(view, parent) else None
 
 
-def _is_nested_default(outputs: object) -> bool:
-    return outputs == "outputs" and active.current() is not None
+def _claimed(outputs: str | os.PathLike[str] | None) -> OutputsFolder | None:
+    """Return the outputs folder. The default one is left out within another run, and where it cannot be made."""
+    if outputs != DEFAULT_OUTPUTS:
+        return OutputsFolder.claimed(outputs)
+    try:
+        return OutputsFolder.claimed(outputs, shared=active.current() is not None)
+    except NotAllowed as error:
+        log.warning("%s This run has no outputs folder.", error.message)
+        return None
 
 
 def _is_ours(uri: object) -> bool:

@@ -93,7 +93,9 @@ class Spy:
         if self._fd is None:
             name = os.path.join(self.spool, f"{os.getpid()}-{threading.get_native_id()}.jsonl")
             os.makedirs(self.spool, exist_ok=True)
-            self._fd = os.open(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._fd = os.open(
+                name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600
+            )
         os.write(self._fd, json.dumps(row).encode() + b"\n")  # whole: a child that is killed loses nothing
 
     def forked(self) -> None:

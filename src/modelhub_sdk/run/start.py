@@ -13,7 +13,7 @@ from modelhub_sdk.domain.lineage import Code
 from modelhub_sdk.domain.values import Frozen
 from modelhub_sdk.errors import InvalidName, shown
 from modelhub_sdk.run import code, inputs, steps, valohai
-from modelhub_sdk.run.session import Run
+from modelhub_sdk.run.session import DEFAULT_OUTPUTS, Run
 
 if TYPE_CHECKING:
     from modelhub_sdk.registry import Registry
@@ -47,7 +47,7 @@ def start(
         name = found.step or name if name is None else name
         params = {**found.params, **(params or {})}
         commit = found.commit if commit is None else commit
-        if outputs == "outputs":
+        if outputs == DEFAULT_OUTPUTS:
             outputs = os.environ.get("VH_OUTPUTS_DIR") or _OUTPUTS
         facts = {"step": found.step, "pipeline": found.pipeline, "image": found.image}
         if found.commit is not None:
