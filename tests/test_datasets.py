@@ -312,6 +312,20 @@ def test_bytes_of_a_dataset_are_never_purged_with_a_model(reg: Registry):
     assert "dataset://d/v1" in found.problems[0]
 
 
+def test_a_datum_whose_bytes_were_purged_says_so(reg: Registry, tmp_path: Path):
+    """An output that only a model version needed goes with its purge; one with an alias of its own stays."""
+    beside(tmp_path / "out", "m", {"valohai.model-versions": ["model://m/"]}, b"model")
+    beside(
+        tmp_path / "out", "k", {"valohai.model-versions": ["model://m/"], "valohai.alias": "kept"}, b"kept"
+    )
+    report = reg.ingest(tmp_path / "out")
+    gone, kept = sorted(report.datums, key=lambda uri: reg.datum(uri).name, reverse=True)
+    reg.purge("m/v1", "space")
+    with pytest.raises(hub.Purged, match=f"purged by {reg.user} on .*: space"):
+        reg.resolve(gone)
+    assert Path(reg.resolve(kept)).read_bytes() == b"kept"
+
+
 def test_everything_about_datasets_survives_a_refold(reg: Registry, tmp_path: Path):
     """The index of datasets, datums and runs is folded from the journal alone."""
     reg.create_dataset("clicks", title="Clicks")

@@ -174,10 +174,8 @@ def _pin_model(core: Core, at: int, uri: ModelURI, route_key: str | None) -> _Pi
         version = evolve(version, files=manifest.decode(core.document(document), source=version.uri))
     if purge is None:
         return _Pinned(version, version.files, as_of, require)
-    when, by, why, paths = purge
-    sentence = one_line(f"by {by or '(redacted)'} on {when:%Y-%m-%d}: {why or '(no reason kept)'}")
-    gone = ("*",) if paths is None else tuple(sorted(paths))
-    return _Pinned(version, version.files, as_of, require, gone=gone, gone_why=sentence)
+    gone = ("*",) if purge[3] is None else tuple(sorted(purge[3]))
+    return _Pinned(version, version.files, as_of, require, gone=gone, gone_why=_why_gone(*purge[:3]))
 
 
 def _pin_dataset(core: Core, at: int, uri: DatasetURI) -> _Pinned:
@@ -195,7 +193,18 @@ def _pin_datum(core: Core, at: int, uri: DatumURI) -> _Pinned:
     as_of = core.clock()
     with core.view(at) as view:
         found = found_datum(view, uri)
-    return _Pinned(found, _one_file(found), as_of)
+        purges = (
+            [] if view.needed({found.digest}) else [view.purge(*key) for key in view.holding(found.digest)]
+        )
+    pinned = _Pinned(found, _one_file(found), as_of)
+    for purge in purges:  # a file that only a purged version needed is gone with it
+        if purge is not None and core.blobs is not None and not core.blobs.has(found.digest):
+            return evolve(pinned, gone=("*",), gone_why=_why_gone(*purge[:3]))
+    return pinned
+
+
+def _why_gone(when: datetime, by: str | None, why: str | None) -> str:
+    return one_line(f"by {by or '(redacted)'} on {when:%Y-%m-%d}: {why or '(no reason kept)'}")
 
 
 def found_datum(view: View, uri: DatumURI) -> Datum:
