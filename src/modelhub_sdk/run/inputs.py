@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from attrs import evolve, frozen
 
-from modelhub_sdk.blobs import place
+from modelhub_sdk.blobs import disk, place
 from modelhub_sdk.domain import names
 from modelhub_sdk.domain.entities import Datum, File, Resolved
 from modelhub_sdk.domain.lineage import RunInput
@@ -28,7 +28,6 @@ from modelhub_sdk.errors import (
     InvalidURI,
     ModelHubError,
     NotFound,
-    StoreUnavailable,
     shown,
 )
 from modelhub_sdk.index import data
@@ -61,8 +60,9 @@ class InputSpec:
 class InputFile:
     """One file of an input.
 
-    `name` is its path in the input's folder, `path` where it stands on this disk (None: not downloaded),
-    `source` its path in the version or on the store. `uri` is pinned, without secrets.
+    `name` is its path in the input's folder (until it is laid out, its whole path where it comes from),
+    `path` where it stands on this disk (None: not downloaded), `source` its path in the version or on
+    the store. `uri` is pinned, without secrets.
     """
 
     name: str
@@ -117,13 +117,18 @@ def specs(inputs: Mapping[str, Any]) -> tuple[InputSpec, ...]:
     return tuple(found)
 
 
+def is_name(name: object) -> bool:
+    """Return whether an input can be called so: its folder is."""
+    return (
+        isinstance(name, str)
+        and _NAME.fullmatch(name) is not None
+        and name not in (".", "..")
+        and name.isprintable()
+    )
+
+
 def _check_name(name: object) -> None:
-    if (
-        not isinstance(name, str)
-        or not _NAME.fullmatch(name)
-        or name in (".", "..")
-        or not name.isprintable()
-    ):
+    if not is_name(name):
         raise InvalidName(
             f"{shown(name)} is not the name of an input.", hint="Write 1 to 64 characters without a slash."
         )
@@ -163,14 +168,26 @@ def lay_out(
 ) -> tuple[PlacedInput, ...]:
     """Bring all inputs into *into*, a folder for each; plain URLs are fetched into *work* first.
 
-    Everything is fetched and verified before the first folder appears. An input without a URI that is
-    optional has no folder (scripts look whether it is there).
+    Everything is fetched and verified before the first folder appears, and folders that appeared go again
+    when a later one cannot be put in its place. The files are the caller's own, never links to ours. An
+    input without a URI that is optional has no folder (scripts look whether it is there).
 
     Raises:
         What resolving raises, with the name of the input; InvalidDocument: two files with one name.
     """
     found = [_fetched(reg, spec, params, work) for spec in wanted]
-    return tuple(_placed(reg, one, into) for one in found)
+    new = [into / one.name for one in found if not os.path.lexists(into / one.name)]
+    made = not into.exists()
+    try:
+        return tuple(_placed(reg, one, into) for one in found)
+    except BaseException:
+        for folder in new:
+            if os.path.lexists(folder):
+                disk.remove_tree(str(folder))
+        if made:
+            with suppress(OSError):
+                into.rmdir()
+        raise
 
 
 def _fetched(reg: Registry, spec: InputSpec, params: Mapping[str, Any], work: Path) -> PlacedInput:
@@ -183,15 +200,15 @@ def _fetched(reg: Registry, spec: InputSpec, params: Mapping[str, Any], work: Pa
     for number, template in enumerate(spec.uris):
         try:
             uri = substituted(template, params)
-            pinned, some = (
+            got = (
                 _of_registry(reg, uri)
                 if uri.startswith(OURS)
                 else _of_url(uri, work / spec.name / str(number))
             )
+            files += [_laid(file, got, spec) for file in got.files]
         except ModelHubError as error:
             raise _named(error, spec.name) from None
-        uris += pinned
-        files += [_laid(file, uri, spec) for file in some]
+        uris += got.uris
     if spec.filename and len(files) == 1:
         files = [evolve(files[0], name=names.check_path(spec.filename))]
     by_name: dict[str, InputFile] = {}
@@ -216,16 +233,26 @@ def _named(error: ModelHubError, name: str) -> ModelHubError:
     return error
 
 
-def _laid(file: InputFile, uri: str, spec: InputSpec) -> InputFile:
+@frozen
+class _Got:
+    """What a URI gave: pinned URIs, files, and the folder where its wildcard begins (None: of a version)."""
+
+    uris: list[str]
+    files: list[InputFile]
+    root: str | None = None
+
+
+def _laid(file: InputFile, got: _Got, spec: InputSpec) -> InputFile:
     """Give a file its name in the input's folder."""
-    source = file.source
-    keep = spec.keep or ("full" if uri.startswith(OURS) else "none")
+    keep = spec.keep or ("full" if got.root is None else "none")
+    parts = [part for part in file.name.split("/") if part]
     if keep == "none":
-        return evolve(file, name=source.rpartition("/")[2])
-    if keep == "suffix" and not uri.startswith(OURS):
-        root = _key_of(uri).split("*")[0].rpartition("/")[0]
-        return evolve(file, name=source.removeprefix(root).lstrip("/"))
-    return evolve(file, name=source.lstrip("/"))
+        parts = parts[-1:]
+    elif keep == "suffix" and got.root is not None:
+        parts = parts[len([part for part in got.root.split("/") if part]) :]
+    if not parts or "." in parts or ".." in parts:
+        raise InvalidURI(f"{shown(file.uri, 200)} names no file that can be put into a folder.")
+    return evolve(file, name="/".join(parts))
 
 
 def _placed(reg: Registry, one: PlacedInput, into: Path) -> PlacedInput:
@@ -239,7 +266,7 @@ def _placed(reg: Registry, one: PlacedInput, into: Path) -> PlacedInput:
         str(target),
         tuple(File(file.name, file.size, file.digest) for file in here),
         lambda file: Path(str(by_name[file.path].path)),
-        link="auto",
+        link="reflink",  # or a copy: scripts write to their inputs and move them away
         overwrite=False,
         records=reg._core.cache().records,
     )
@@ -252,7 +279,7 @@ def _placed(reg: Registry, one: PlacedInput, into: Path) -> PlacedInput:
 # --- from the registry --------------------------------------------------------------------------------------
 
 
-def _of_registry(reg: Registry, uri: str) -> tuple[list[str], list[InputFile]]:
+def _of_registry(reg: Registry, uri: str) -> _Got:
     found = reg.resolve(uri)
     version = found.version
     if isinstance(version, Datum):
@@ -280,7 +307,7 @@ def _of_registry(reg: Registry, uri: str) -> tuple[list[str], list[InputFile]]:
                 metadata=(dict(datum.properties),) if datum and datum.properties else (),
             )
         )
-    return [found.uri], files
+    return _Got([found.uri], files)
 
 
 def _path_of(found: Resolved, path: str) -> Path | None:
@@ -297,97 +324,119 @@ def _path_of(found: Resolved, path: str) -> Path | None:
 # --- from anywhere else ---------------------------------------------------------------------------------------
 
 
-def _key_of(uri: str) -> str:
-    """Return the path of a URL on its store, or of a local file."""
-    if "://" not in uri:
-        return uri
-    parts = urlsplit(uri)
-    return unquote(parts.path).lstrip("/") if parts.scheme != "file" else unquote(parts.path)
-
-
-def _of_url(uri: str, work: Path) -> tuple[list[str], list[InputFile]]:
+def _of_url(uri: str, work: Path) -> _Got:
     uri = re.sub(r"\*\*(?=[^/*])", "**/*", uri)  # Valohai's **.csv is recursive; elsewhere ** stands alone
-    local = uri if "://" not in uri else _key_of(uri) if uri.startswith("file://") else None
-    return _of_disk(uri, local) if local is not None else _of_store(uri, work)
+    if "://" not in uri:
+        return _of_disk(uri)
+    if uri.startswith("file://"):
+        return _of_disk(unquote(urlsplit(uri).path))
+    return _of_web(uri, work) if uri.startswith(("http://", "https://")) else _of_store(uri, work)
 
 
-def _of_disk(uri: str, path: str) -> tuple[list[str], list[InputFile]]:
+def _of_disk(path: str) -> _Got:
     import glob
 
-    if any(c in path for c in "*?["):
-        paths = sorted(one for one in glob.glob(path, recursive=True) if os.path.isfile(one))
-    elif os.path.isdir(path):
-        paths = sorted(str(one) for one in Path(path).rglob("*") if one.is_file())
+    if os.path.isdir(path):
+        top, paths = path, sorted(str(one) for one in Path(path).rglob("*") if one.is_file())
+    elif os.path.isfile(path):  # also one whose name looks like a wildcard
+        top, paths = os.path.dirname(path), [path]
     else:
-        paths = [path] if os.path.isfile(path) else []
+        top = os.path.dirname(re.split(r"[*?\[]", path, maxsplit=1)[0])
+        paths = sorted(one for one in glob.glob(path, recursive=True) if os.path.isfile(one))
     if not paths:
         raise NotFound(
             f"There is no file {shown(path, 200)}.", hint="Look at the path; * and ** are wildcards."
         )
+    here = _is_below(top)
     files = []
     for one in paths:
-        digest, size = _digests(Path(one))
+        digest, size = disk.hash_file(os.path.realpath(one))
         source = _shown_path(one)
-        files.append(InputFile(source, source, "file:" + source, size, digest, Path(os.path.abspath(one))))
-    return [file.uri for file in files], files
+        files.append(
+            InputFile(_whole(one, here), source, "file:" + source, size, digest, Path(os.path.abspath(one)))
+        )
+    return _Got([file.uri for file in files], files, _whole(top, here))
+
+
+def _is_below(folder: str) -> bool:
+    return os.path.relpath(folder or ".").split(os.sep)[0] != os.pardir
+
+
+def _whole(path: str, here: bool) -> str:
+    """Return the path as ``full`` keeps it: from the working folder on, if it lies there, or from the root."""
+    found = os.path.relpath(path or ".") if here else os.path.abspath(path).lstrip(os.sep)
+    return "" if found == os.curdir else Path(found).as_posix()
 
 
 def _shown_path(path: str) -> str:
     """Return a local path as it may stand in a record: below the working folder, else the name alone."""
-    relative = Path(os.path.relpath(path)).as_posix()
-    return Path(path).name if relative.startswith("../") or relative == ".." else relative
+    return Path(os.path.relpath(path)).as_posix() if _is_below(path) else Path(path).name
 
 
-def _of_store(uri: str, work: Path) -> tuple[list[str], list[InputFile]]:
-    import fsspec
+def _of_web(uri: str, work: Path) -> _Got:
+    from modelhub_sdk.blobs.web import web_source
+
+    path = unquote(urlsplit(uri).path)
+    told = masking.url(uri)
+    if not path.rpartition("/")[2]:
+        raise InvalidURI(f"{shown(told, 300)} names no file.", hint="Write the whole URL of a file.")
+    digest, size = _downloaded(web_source(uri), None, work)
+    name = path.lstrip("/")
+    return _Got([told], [InputFile(name, name, told, size, digest, work)], name.rpartition("/")[0])
+
+
+def _of_store(uri: str, work: Path) -> _Got:
+    from modelhub_sdk.blobs import remote
 
     told = masking.url(uri)
-    try:
-        fs, path = fsspec.core.url_to_fs(uri)
-        paths = sorted(fs.glob(path)) if "*" in path else [path]
-        if not paths:
+    url, options, account = _driver(uri)
+    fs, path = remote.open_filesystem(url, options)
+    keys = [path]
+    if "*" in path:
+        found = remote.patiently(lambda: fs.glob(path, detail=True), "list", told)
+        keys = sorted(key for key, info in found.items() if info.get("type") != "directory")
+        if not keys:
             raise NotFound(
                 f"Nothing fits {shown(told, 300)}.", hint="Look at the wildcard, and at your rights."
             )
-        files = []
-        for number, one in enumerate(paths):
-            if "*" in path and fs.isdir(one):
-                continue
-            target = work / str(number)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            fs.get_file(one, str(target))
-            digest, size = _digests(target)
-            source = unquote(urlsplit(one).path).lstrip("/") if "://" in one else one.partition("/")[2] or one
-            files.append(
-                InputFile(source, source, masking.url(fs.unstrip_protocol(one)), size, digest, target)
-            )
-    except ModelHubError:
-        raise
-    except FileNotFoundError:
-        raise NotFound(f"There is nothing at {shown(told, 300)}.", hint="Look at the URL.") from None
-    except ImportError as error:
-        from modelhub_sdk.errors import MissingExtra
-
-        raise MissingExtra(
-            f"{shown(told, 300)} needs a driver that is not installed: {shown(str(error), 200)}.",
-            hint="Install the extra of its store: pip install 'modelhub-sdk[s3]' (or gcs, azure).",
-        ) from None
-    except (ValueError, TypeError) as error:
-        raise InvalidURI(
-            f"{shown(told, 300)} cannot be read: {shown(masking.text(str(error)), 200)}."
-        ) from None
-    except Exception as error:  # noqa: BLE001  # every driver has errors of its own
-        raise StoreUnavailable(
-            f"{shown(told, 300)} cannot be read: {type(error).__name__}: {shown(masking.text(str(error)), 200)}."
-        ) from None
-    return [file.uri for file in files], files
+    files = []
+    for number, key in enumerate(keys):
+        opener, length = remote.url_source(fs.unstrip_protocol(key), options)
+        target = work / str(number)
+        digest, size = _downloaded(opener, length, target)
+        pinned = masking.url(f"azure://{account}/{key}" if account else fs.unstrip_protocol(key))
+        files.append(InputFile(_in_store(key), _in_store(key), pinned, size, digest, target))
+    root = _in_store(path.partition("*")[0].rpartition("/")[0] + "/")
+    return _Got([file.uri for file in files], files, root)
 
 
-def _digests(path: Path) -> tuple[str, int]:
-    from modelhub_sdk.blobs import disk
+def _in_store(key: str) -> str:
+    """Return what follows the bucket in a path of a driver."""
+    return key.partition("/")[2]
 
-    digest, size = disk.hash_file(os.path.realpath(path))
-    return digest, size
+
+def _driver(uri: str) -> tuple[str, dict[str, Any], str]:
+    """Return the URL that a driver knows, its options, and the account of ``azure://account/container/blob``."""
+    if not uri.startswith("azure://"):
+        return uri, {}, ""
+    account, _, rest = uri.removeprefix("azure://").partition("/")
+    return f"abfs://{rest}", {"account_name": account}, account
+
+
+def _downloaded(opener: Callable[[], disk.Reader], size: int | None, target: Path) -> tuple[str, int]:
+    """Write what *opener* opens to *target*; return the digest and size of what came."""
+    with disk.translated("write", target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        fd = disk.create(str(target), 0o600)
+    try:
+        reader = opener()
+        try:
+            return disk.copy(reader, fd, size=size, where=target)
+        finally:
+            reader.close()
+    finally:
+        os.close(fd)
 
 
 def checksums(file: InputFile) -> dict[str, str]:

@@ -40,15 +40,16 @@ exec chroot "$new" sh -c 'cd "$0" && exec "$@"' "$PWD" "$@"
 
 _LOOKED_AT = 2000  # files of a repository
 _LARGEST = 1_000_000  # bytes of one
+_MENTIONED = re.compile(rb"""["'\s=:(]/valohai(?![\w.-])""")  # also Path("/valohai", "inputs"), no URL's part
 
 
 def is_needed(command: str, folder: Path) -> bool:
-    """Return whether a command, or a program below *folder*, mentions ``/valohai/``."""
-    if ROOT + "/" in command:
+    """Return whether a command, or a program below *folder*, mentions a path at or below ``/valohai``."""
+    if _MENTIONED.search(command.encode("utf-8", "replace")) or command.startswith(ROOT + "/"):
         return True
     for path in _programs(folder):
         with suppress(OSError):
-            if path.stat().st_size <= _LARGEST and re.search(rb"""["'\s=]/valohai/""", path.read_bytes()):
+            if path.stat().st_size <= _LARGEST and _MENTIONED.search(path.read_bytes()):
                 return True
     return False
 

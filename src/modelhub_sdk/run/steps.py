@@ -157,7 +157,11 @@ def plan(
         raise InvalidDocument(
             f"The command of step {shown(step)} cannot be built: {_one_line(error)}"
         ) from None
-    flat = {name: value for name, value in given.items() if value is not None}
+    flat = {
+        name: value if value is not None else False  # a flag that is not set is False, not unknown
+        for name, value in given.items()
+        if value is not None or found.parameters[name].type == "flag"
+    }
     return StepPlan(
         name=step,
         image=found.image,

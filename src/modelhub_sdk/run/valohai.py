@@ -6,19 +6,24 @@ The files are those that ``valohai-utils`` looks for (VALOHAI.md, sections 5 and
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from modelhub_sdk.domain.entities import File
 from modelhub_sdk.domain.lineage import RunInput
-from modelhub_sdk.domain.values import Frozen
+from modelhub_sdk.domain.values import Frozen, normalise
+from modelhub_sdk.errors import ModelHubError, shown
 from modelhub_sdk.run import masking
-from modelhub_sdk.run.inputs import PlacedInput, checksums
+from modelhub_sdk.run.inputs import PlacedInput, checksums, is_name
+
+log = logging.getLogger("modelhub_sdk")
 
 _CONFIG = "/valohai/config"
 
@@ -41,9 +46,11 @@ def write_config(
     folder.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {
         "parameters": dict(params),
-        # An input without files is left out: valohai-utils would try to download it.
+        # All of them, and those without files without an id: valohai-utils would download the one, and fall
+        # back to the defaults of prepare(), which it downloads, for an empty file.
         "inputs": {
-            one.name: {"input_id": one.name, "files": _files(one, inputs_dir)} for one in inputs if one.files
+            one.name: {"input_id": one.name, "files": _files(one, inputs_dir)} if one.files else {"files": []}
+            for one in inputs
         },
         "execution": dict(execution),
         "runtime": {},
@@ -134,9 +141,17 @@ def variables(*, run_id: str, config: str, inputs: str, outputs: str, repository
 # --- reading ------------------------------------------------------------------------------------------------
 
 
+_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_LARGEST = 2**63 - 1  # bytes of a file, as databases count
+
+
 @frozen
 class Execution:
-    """What is known of the Valohai execution that this process is; all but `id` may be unknown."""
+    """What is known of the Valohai execution that this process is; all but `id` may be unknown.
+
+    `problems` has a sentence for each thing in its files that could not be used.
+    """
 
     id: str
     number: int | None = None
@@ -147,24 +162,31 @@ class Execution:
     project: str | None = None
     creator: str | None = None
     pipeline: str | None = None
+    node: str | None = None
+    task: str | None = None
+    tags: tuple[str, ...] = ()
     params: Mapping[str, Any] = Frozen()
     inputs: tuple[RunInput, ...] = ()
+    problems: tuple[str, ...] = ()
 
 
 def execution(folder: str | os.PathLike[str] | None = None) -> Execution | None:
     """Return the Valohai execution around this process, None when there is none.
 
-    Malformed files are as good as missing; nothing is ever raised.
+    Nothing in its files is trusted: what cannot be used is left out, with a sentence in `problems` and in
+    the log. Nothing is ever raised.
     """
     place = Path(folder if folder is not None else os.environ.get("VH_CONFIG_DIR") or _CONFIG)
-    raw = _read(place / "execution.json")
+    problems: list[str] = []
+    raw = _read(place / "execution.json", problems)
     found = _text(raw.get("valohai.execution-id"))
-    if found is None:
+    if found is None or not _ID.fullmatch(found):
         return None
     number = raw.get("valohai.execution-counter")
-    return Execution(
+    tags = raw.get("valohai.execution-tags")
+    made = Execution(
         id=found,
-        number=number if isinstance(number, int) else None,
+        number=number if isinstance(number, int) and not isinstance(number, bool) else None,
         title=_text(raw.get("valohai.execution-title")),
         step=_text(raw.get("valohai.execution-step")),
         commit=_text(raw.get("valohai.commit-identifier")),
@@ -172,38 +194,81 @@ def execution(folder: str | os.PathLike[str] | None = None) -> Execution | None:
         project=_text(raw.get("valohai.project-name")),
         creator=_text(raw.get("valohai.creator-email")) or _text(raw.get("valohai.creator-name")),
         pipeline=_text(raw.get("valohai.pipeline-title")) or _text(raw.get("valohai.pipeline-id")),
-        params=Frozen(_read(place / "parameters.json")),
-        inputs=tuple(_inputs(_read(place / "inputs.json"))),
+        node=_text(raw.get("valohai.pipeline-node-id")),
+        task=_text(raw.get("valohai.task-id")),
+        tags=tuple(tag for tag in tags if _text(tag)) if isinstance(tags, list) else (),
+        params=Frozen(_params(_read(place / "parameters.json", problems), problems)),
+        inputs=tuple(_inputs(_read(place / "inputs.json", problems), problems)),
     )
+    for problem in problems:
+        log.warning("%s", problem)
+    return evolve(made, problems=tuple(problems))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+    except FileNotFoundError:
         return {}
-    return found if isinstance(found, dict) else {}
+    except (OSError, ValueError, RecursionError) as error:
+        problems.append(f"{path.name} cannot be read: {type(error).__name__}.")
+        return {}
+    if isinstance(found, dict):
+        return found
+    problems.append(f"{path.name} is not a JSON object.")
+    return {}
 
 
 def _text(value: object) -> str | None:
     return value[:300] if isinstance(value, str) and value.strip() and value.isprintable() else None
 
 
-def _inputs(raw: Mapping[str, Any]) -> list[RunInput]:
+def _params(raw: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    found = {}
+    for name, value in raw.items():
+        try:
+            normalise({name: value}, "params")
+        except ModelHubError as error:
+            problems.append(f"parameters.json: {error.message}")
+        else:
+            found[name] = value
+    return found
+
+
+def _inputs(raw: Mapping[str, Any], problems: list[str]) -> list[RunInput]:
     found = []
     for name, one in raw.items():
         files = one.get("files") if isinstance(one, dict) else None
-        for file in files if isinstance(files, list) else []:
-            if not isinstance(file, dict):
+        if not is_name(name) or not isinstance(files, list):
+            problems.append(f"inputs.json: the input {shown(name)} is left out: its name or form is wrong.")
+            continue
+        for file in files:
+            made = _run_input(name, file) if isinstance(file, dict) else None
+            if made is None:
+                problems.append(f"inputs.json: a file of {shown(name)} without name or URI is left out.")
                 continue
-            uri = _text(file.get("uri")) or _text(file.get("storage_uri"))
-            path = _text(file.get("name"))
-            checks = file.get("checksums")
-            digest = checks.get("sha256") if isinstance(checks, dict) else None
-            size = file.get("size")
-            if uri is None or path is None:
-                continue
-            good = isinstance(digest, str) and len(digest) == 64 and isinstance(size, int)
-            rows = (File(path, int(size or 0), f"sha256:{digest}"),) if good else ()
-            found.append(RunInput(uri=masking.url(uri), name=str(name)[:64], files=rows))
+            found.append(made)
+            if not made.files:
+                problems.append(
+                    f"inputs.json: {shown(made.uri, 200)} of {shown(name)} has no usable name, size and sha256."
+                )
     return found
+
+
+def _run_input(name: str, file: Mapping[str, Any]) -> RunInput | None:
+    uri = _text(file.get("uri")) or _text(file.get("storage_uri"))
+    path = _text(file.get("name"))
+    if uri is None or path is None:
+        return None
+    checks = file.get("checksums")
+    digest = str(checks.get("sha256")).lower() if isinstance(checks, dict) else ""
+    size = file.get("size")
+    good = (
+        _SHA256.fullmatch(digest)
+        and isinstance(size, int)
+        and not isinstance(size, bool)
+        and 0 <= size <= _LARGEST
+        and not {"", ".", ".."} & set(path.split("/"))
+    )
+    files = (File(path, size, f"sha256:{digest}"),) if good and isinstance(size, int) else ()
+    return RunInput(uri=masking.url(uri), name=name, files=files)
