@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from modelhub_sdk.errors import NotFound
 from modelhub_sdk.run import child
 
 
@@ -55,32 +56,61 @@ def pid_in(path: Path) -> int:
 
 
 OUTER = """
-    import signal, sys
-    from modelhub_sdk.run import child
-    {before}
-    status = child.run(
-        ["sh", "-c", {shell!r}], on_metrics=lambda found: print("metrics", found), on_problem=print)
-    print("status", status)
+import signal, sys
+from modelhub_sdk.run import child
+{before}
+status = child.run(
+    ["sh", "-c", {shell!r}], on_metrics=lambda found: print("metrics", found), on_problem=print)
+print("status", status)
 """
 
 
 def outer(shell: str, before: str = "") -> subprocess.Popen[str]:
     """Start a process that runs a shell line as a run does."""
     return subprocess.Popen(
-        python(OUTER.format(shell=shell, before=before)),
+        python(OUTER.format(shell=shell, before=textwrap.dedent(before))),
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
 
 
+SLOW = """
+    import subprocess, time
+    class Slow(subprocess.Popen):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            time.sleep(1)
+    subprocess.Popen = Slow
+"""
+
+
+@pytest.mark.parametrize("before", ["", SLOW], ids=["running", "starting"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_no_orphans(tmp_path: Path, number: signal.Signals) -> None:
-    """A signal to this process alone reaches what the shell of a step started, not the shell only."""
+def test_no_orphans(tmp_path: Path, number: signal.Signals, before: str) -> None:
+    """A signal to this process alone reaches all that the shell of a step started; also one that comes at its start."""
     inner = tmp_path / "inner"
-    with outer(f"sh -c 'echo $$ > {inner}; exec sleep 60' && echo done") as process:
+    with outer(f"sh -c 'echo $$ > {inner}; exec sleep 60' && echo done", before) as process:
         pid = pid_in(inner)
         process.send_signal(number)
         assert process.wait(20) in (128 + number, -number)
     assert not is_on(pid)
+
+
+def test_a_signal_while_nothing_could_be_started() -> None:
+    """It is not lost: the caller's handler has it when the error goes on."""
+    told: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: told.append(number))
+
+    class Place(os.PathLike[str]):  # asked for while the program is being started
+        def __fspath__(self) -> str:
+            signal.raise_signal(signal.SIGTERM)
+            return "/nowhere"
+
+    try:
+        with pytest.raises(NotFound):
+            run(["true"], cwd=Place())
+        assert set(told) == {signal.SIGTERM}
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_the_last_words_of_a_program(tmp_path: Path) -> None:

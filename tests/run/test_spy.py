@@ -309,7 +309,6 @@ def test_rubbish_in_the_spool(work: Path, seen: Seen, tmp_path: Path) -> None:
     def act() -> None:
         (work / "y").read_text()
         spool = tmp_path / "spool1"
-        spool.mkdir()
         good = {"read": str(work / "x"), "state": [1, 2, 3]}
         other = {"read": str(work / "y"), "state": [9, 9, 9]}
         lines = [
@@ -425,7 +424,7 @@ def test_a_reader_that_is_imported_later(work: Path, seen: Seen, monkeypatch: py
         assert polars.read_parquet("p.parquet") == "p.parquet"
 
     found = seen(act)
-    monkeypatch.delitem(sys.modules, "polars", raising=False)
+    sys.modules.pop("polars")  # not by monkeypatch, which would put it back
     assert set(found) == {"p.parquet"}
     assert not any(type(finder).__name__ == "_Finder" for finder in sys.meta_path)
 
@@ -433,6 +432,7 @@ def test_a_reader_that_is_imported_later(work: Path, seen: Seen, monkeypatch: py
 def test_a_child_reports_by_the_variable(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a child does at its start, done here: it watches what the variable says, and writes lines."""
     (work / "x").write_text("x")
+    (tmp_path / "spool").mkdir()
     told = [{"roots": [str(work)], "exclude": [], "spool": str(tmp_path / "spool")}]
     monkeypatch.setenv(spy.WATCH, json.dumps(told))
     spy.report_to_parent()
@@ -442,13 +442,11 @@ def test_a_child_reports_by_the_variable(work: Path, tmp_path: Path, monkeypatch
         (work / "x").write_text("y")
     finally:
         spy.end(mine)
-        if mine._fd is not None:
-            os.close(mine._fd)
-    rows = [
-        json.loads(line) for file in (tmp_path / "spool").iterdir() for line in file.read_text().splitlines()
-    ]
-    assert [row["read"] for row in rows] == [str(work / "x")] * 2
-    assert rows[1]["digest"] == sha(b"x")
+    (report,) = (tmp_path / "spool").iterdir()
+    first, kept, wrote = map(json.loads, report.read_text().splitlines())
+    assert first["read"] == kept["read"] == wrote["wrote"] == str(work / "x")
+    assert kept["digest"] == sha(b"x")
+    assert first["at"] == kept["at"] < wrote["at"]
     monkeypatch.delenv(spy.WATCH)
     spy.report_to_parent()
     assert spy._spies == ()

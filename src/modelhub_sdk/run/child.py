@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from modelhub_sdk.errors import NotAllowed, NotFound, shown
 
@@ -63,8 +63,30 @@ def run(
         NotFound: there is no such program or folder. NotAllowed: it may not be run.
     """
     own = threading.current_thread() is threading.main_thread()
+    with _Signals(own) as signals:  # from before the start on: none may come when nobody could hand it on
+        process = _started(command, cwd, env, own)
+        child = _Child(process, own, _Lines(on_metrics, on_problem), on_problem, passthrough)
+        try:
+            signals.hand_to(child)
+            if child.follow(math.inf if timeout is None else timeout):
+                child.finish()
+            else:
+                on_problem(f"The program ran for more than {timeout:g} seconds: it was ended.")
+                child.stop(signal.SIGTERM)
+        except BaseException as error:
+            asked = isinstance(error, (KeyboardInterrupt, SystemExit))
+            child.stop(signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM, heard=asked)
+            raise
+        finally:
+            child.close()
+    return process.wait()
+
+
+def _started(
+    command: Sequence[str] | str, cwd: str | os.PathLike[str] | None, env: Mapping[str, str] | None, own: bool
+) -> subprocess.Popen[bytes]:
     try:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command,
             shell=isinstance(command, str),  # a line for the shell is what the caller wrote
             cwd=cwd,
@@ -78,24 +100,6 @@ def run(
         raise NotFound(f"There is no {what}: {shown(str(error), 300)}.") from None
     except (PermissionError, OSError, ValueError) as error:
         raise NotAllowed(f"The program cannot be run: {shown(str(error), 300)}.") from None
-    child = _Child(process, own, _Lines(on_metrics, on_problem), on_problem, passthrough)
-    try:
-        with _forwarded(child):
-            try:
-                if child.follow(math.inf if timeout is None else timeout):
-                    child.finish()
-                else:
-                    on_problem(f"The program ran for more than {timeout:g} seconds: it was ended.")
-                    child.stop(signal.SIGTERM)
-            except BaseException as error:
-                asked = isinstance(error, (KeyboardInterrupt, SystemExit))
-                child.stop(
-                    signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM, heard=asked
-                )
-                raise
-    finally:
-        child.close()
-    return process.wait()
 
 
 class _Child:
@@ -293,27 +297,42 @@ class _Screen:
                 sys.stdout.flush()
 
 
-class _forwarded:  # noqa: N801  # reads as the word that it is in a with line
-    """Hand signals on to the child while the block is on: who ends the run ends its programs."""
+class _Signals:
+    """Hands signals on to the child while the block is on: who ends the run ends its programs.
 
-    def __init__(self, child: _Child) -> None:
-        self._child = child
+    What comes before there is a child waits for it; then the caller's own handler has its turn.
+    """
+
+    def __init__(self, own: bool) -> None:
+        self._numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if own else ()
+        self._child: _Child | None = None
         self._before: dict[int, Any] = {}
+        self._waiting: list[int] = []
 
-    def __enter__(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in (signal.SIGTERM, signal.SIGHUP):
+    def __enter__(self) -> Self:
+        for number in self._numbers:
             before = signal.getsignal(number)
             if before not in (None, signal.SIG_IGN):  # of C code, or not to be noticed
                 self._before[number] = before
                 signal.signal(number, self._take)
+        return self
 
     def __exit__(self, *_: object) -> None:
         for number, before in self._before.items():
             signal.signal(number, before)
+        for number in self._waiting:  # the program could not be started
+            signal.raise_signal(number)
+
+    def hand_to(self, child: _Child) -> None:
+        """Hand on to *child* from now on, first of all what has come already."""
+        self._child = child
+        while self._waiting:
+            self._take(self._waiting.pop(0), None)
 
     def _take(self, number: int, frame: Any) -> None:
+        if self._child is None:
+            self._waiting.append(number)
+            return
         self._child.forward(number)
         before = self._before[number]
         if callable(before):
