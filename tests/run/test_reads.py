@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from modelhub_sdk.blobs import disk
 from modelhub_sdk.run import reads, spy
 from modelhub_sdk.run.reads import Watcher
 
@@ -274,8 +275,8 @@ def test_one_file_of_two_names_is_hashed_once(
     os.link("a", "b")
     os.symlink("a", "c")
     calls = []
-    original = reads.disk.hash_file
-    monkeypatch.setattr(reads.disk, "hash_file", lambda path: calls.append(path) or original(path))
+    original = disk.hash_file
+    monkeypatch.setattr(disk, "hash_file", lambda path: calls.append(path) or original(path))
     with Watcher([work], spool=tmp_path / "spool") as watcher:
         for name in "abc":
             take(name)
