@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from modelhub_sdk.blobs import disk
-from modelhub_sdk.run import reads, spy
+from modelhub_sdk.run import spy
 from modelhub_sdk.run.reads import Watcher
 
 Outcome = dict[str, str]
