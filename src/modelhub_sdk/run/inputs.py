@@ -22,6 +22,7 @@ from modelhub_sdk.blobs import disk, place
 from modelhub_sdk.domain import names
 from modelhub_sdk.domain.entities import Datum, File, Resolved
 from modelhub_sdk.domain.lineage import RunInput
+from modelhub_sdk.domain.uri import parse_uri
 from modelhub_sdk.errors import (
     InvalidDocument,
     InvalidName,
@@ -41,6 +42,7 @@ Keep = Literal["none", "suffix", "full"]
 OURS = ("model://", "dataset://", "datum://")
 _NAME = re.compile(r"[^/\\\0]{1,64}")
 _PARAMETER = re.compile(r"\{parameter:([^{}]+)\}")
+_KEEP_HINT = "Write 'none', 'suffix' or 'full'."
 _SMALL = 100_000_000  # bytes of a file whose md5 and sha1 are worth a second reading
 
 
@@ -109,11 +111,12 @@ def specs(inputs: Mapping[str, Any]) -> tuple[InputSpec, ...]:
     found = []
     for name, given in inputs.items():
         _check_name(name)
-        if isinstance(given, InputSpec):
-            found.append(evolve(given, name=name))
+        if not isinstance(given, InputSpec):
+            found.append(InputSpec(name, uri_texts(name, given)))
             continue
-        uris = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
-        found.append(InputSpec(name, tuple(_uri_text(name, uri) for uri in uris)))
+        if given.keep not in (None, "none", "suffix", "full"):
+            raise InvalidName(f"keep of the input {shown(name)} is {shown(given.keep)}.", hint=_KEEP_HINT)
+        found.append(evolve(given, name=name, uris=uri_texts(name, given.uris)))
     return tuple(found)
 
 
@@ -125,6 +128,16 @@ def is_name(name: object) -> bool:
         and name not in (".", "..")
         and name.isprintable()
     )
+
+
+def uri_texts(name: str, given: Any) -> tuple[str, ...]:
+    """Return the URIs of an input that was given as a URI, a path, a version, a list of them, or None.
+
+    Raises:
+        InvalidURI, InvalidName: one is neither; with the name of the input.
+    """
+    uris = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
+    return tuple(_uri_text(name, uri) for uri in uris)
 
 
 def _check_name(name: object) -> None:
@@ -140,7 +153,10 @@ def _uri_text(name: str, uri: object) -> str:
         text = os.fsdecode(text)
     if not isinstance(text, str) or not text:
         raise InvalidURI(f"The input {shown(name)} is {shown(uri)}, not a URI or a path.")
-    return names.check_text(text, "input", 8192)
+    try:
+        return names.check_text(text, "input", 8192)
+    except InvalidName as error:
+        raise _named(error, name) from None
 
 
 def substituted(uri: str, params: Mapping[str, Any]) -> str:
@@ -154,7 +170,9 @@ def substituted(uri: str, params: Mapping[str, Any]) -> str:
         name = match[1]
         if name not in params or params[name] is None:
             known = ", ".join(map(shown, list(params)[:10])) or "none"
-            raise InvalidURI(f"{shown(uri)} needs the parameter {shown(name)}.", hint=f"There are: {known}.")
+            raise InvalidURI(
+                f"{shown(masking.url(uri))} needs the parameter {shown(name)}.", hint=f"There are: {known}."
+            )
         return str(params[name])
 
     return _PARAMETER.sub(value, uri)
@@ -175,6 +193,9 @@ def lay_out(
     Raises:
         What resolving raises, with the name of the input; InvalidDocument: two files with one name.
     """
+    wanted = tuple(wanted)
+    for spec in wanted:  # before any name becomes a part of a path
+        _check_name(spec.name)
     found = [_fetched(reg, spec, params, work) for spec in wanted]
     new = [into / one.name for one in found if not os.path.lexists(into / one.name)]
     made = not into.exists()
@@ -210,7 +231,7 @@ def _fetched(reg: Registry, spec: InputSpec, params: Mapping[str, Any], work: Pa
             raise _named(error, spec.name) from None
         uris += got.uris
     if spec.filename and len(files) == 1:
-        files = [evolve(files[0], name=names.check_path(spec.filename))]
+        files = [evolve(files[0], name=_forced(spec))]
     by_name: dict[str, InputFile] = {}
     for file in files:
         other = by_name.setdefault(file.name, file)
@@ -220,10 +241,21 @@ def _fetched(reg: Registry, spec: InputSpec, params: Mapping[str, Any], work: Pa
                 f" {shown(file.uri, 200)}.",
                 hint="keep-directories: full keeps their folders.",
             )
+    try:
+        names.check_paths(by_name)
+    except ModelHubError as error:
+        raise _named(error, spec.name) from None
     chosen = tuple(by_name.values())
     if not spec.download:
         chosen = tuple(evolve(file, path=None) for file in chosen)
     return PlacedInput(spec.name, tuple(dict.fromkeys(uris)), chosen)
+
+
+def _forced(spec: InputSpec) -> str:
+    try:
+        return names.check_path(spec.filename, "filename")
+    except ModelHubError as error:
+        raise _named(error, spec.name) from None
 
 
 def _named(error: ModelHubError, name: str) -> ModelHubError:
@@ -250,7 +282,7 @@ def _laid(file: InputFile, got: _Got, spec: InputSpec) -> InputFile:
         parts = parts[-1:]
     elif keep == "suffix" and got.root is not None:
         parts = parts[len([part for part in got.root.split("/") if part]) :]
-    if not parts or "." in parts or ".." in parts:
+    if not parts or "." in parts or ".." in parts or any("\0" in part for part in parts):
         raise InvalidURI(f"{shown(file.uri, 200)} names no file that can be put into a folder.")
     return evolve(file, name="/".join(parts))
 
@@ -261,7 +293,6 @@ def _placed(reg: Registry, one: PlacedInput, into: Path) -> PlacedInput:
         return one
     target = into / one.name
     by_name = {file.name: file for file in here}
-    names.check_paths(by_name)
     place.into(
         str(target),
         tuple(File(file.name, file.size, file.digest) for file in here),
@@ -282,13 +313,14 @@ def _placed(reg: Registry, one: PlacedInput, into: Path) -> PlacedInput:
 def _of_registry(reg: Registry, uri: str) -> _Got:
     found = reg.resolve(uri)
     version = found.version
+    inner = getattr(parse_uri(uri), "path", None)
     if isinstance(version, Datum):
         rows = [(version.name, version.size, version.digest, Path(found.path), found.uri)]
     else:
         rows = [
             (file.path, file.size, file.digest, path, f"{found.uri}/{file.path}")
             for file in version.files
-            if (path := _path_of(found, file.path)) is not None
+            if (path := _path_of(found, inner, file.path)) is not None
         ]
     with reg._core.view() as view:
         datums = {digest: data.datum_of(view, digest) for _, _, digest, _, _ in rows}
@@ -310,15 +342,11 @@ def _of_registry(reg: Registry, uri: str) -> _Got:
     return _Got([found.uri], files)
 
 
-def _path_of(found: Resolved, path: str) -> Path | None:
-    """Return where a file of the version stands, None when it was not asked for."""
-    folder = Path(found.path)
-    if folder.is_file():
-        return folder if path.endswith("/" + folder.name) or path == folder.name else None
-    if path in found.files:
-        return folder / path
-    inner = next((one for one in found.files if path.endswith("/" + one)), None)
-    return folder / inner if inner is not None else None
+def _path_of(found: Resolved, inner: str | None, path: str) -> Path | None:
+    """Return where a file of the version stands; None when it is not *inner*, nor below it."""
+    if inner is None or path == inner:
+        return Path(found.path, path if inner is None else "")
+    return Path(found.path, path.removeprefix(inner + "/")) if path.startswith(inner + "/") else None
 
 
 # --- from anywhere else ---------------------------------------------------------------------------------------
@@ -326,10 +354,18 @@ def _path_of(found: Resolved, path: str) -> Path | None:
 
 def _of_url(uri: str, work: Path) -> _Got:
     uri = re.sub(r"\*\*(?=[^/*])", "**/*", uri)  # Valohai's **.csv is recursive; elsewhere ** stands alone
+    if "\0" in uri:  # a parameter may have brought it
+        raise InvalidURI(f"{shown(masking.url(uri), 200)} holds a NUL.")
     if "://" not in uri:
-        return _of_disk(uri)
+        return _of_disk(uri.removeprefix("file:"))  # as a record names it
     if uri.startswith("file://"):
-        return _of_disk(unquote(urlsplit(uri).path))
+        host, _, path = uri.removeprefix("file://").partition("/")
+        if host not in ("", "localhost"):
+            raise InvalidURI(
+                f"{shown(uri, 200)} is on the host {shown(host)}.",
+                hint="Write file:///path, with three slashes.",
+            )
+        return _of_disk("/" + unquote(path))  # whole: ? is a wildcard here, and # a letter
     return _of_web(uri, work) if uri.startswith(("http://", "https://")) else _of_store(uri, work)
 
 
@@ -376,8 +412,11 @@ def _shown_path(path: str) -> str:
 def _of_web(uri: str, work: Path) -> _Got:
     from modelhub_sdk.blobs.web import web_source
 
-    path = unquote(urlsplit(uri).path)
     told = masking.url(uri)
+    try:
+        path = unquote(urlsplit(uri).path)
+    except ValueError:
+        raise InvalidURI(f"{shown(told, 300)} is no URL.", hint="Look at the brackets of its host.") from None
     if not path.rpartition("/")[2]:
         raise InvalidURI(f"{shown(told, 300)} names no file.", hint="Write the whole URL of a file.")
     digest, size = _downloaded(web_source(uri), None, work)

@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,7 +33,7 @@ for entry in /* /.[!.]*; do
 done
 mkdir "$new/valohai"
 while [ "$1" != -- ]; do
-  mkdir -p "$new/valohai/$1"; mount --bind "$2" "$new/valohai/$1"; shift 2
+  mkdir -p "$new/valohai/$1"; mount --rbind "$2" "$new/valohai/$1"; shift 2
 done
 shift
 exec chroot "$new" sh -c 'cd "$0" && exec "$@"' "$PWD" "$@"
@@ -40,16 +41,20 @@ exec chroot "$new" sh -c 'cd "$0" && exec "$@"' "$PWD" "$@"
 
 _LOOKED_AT = 2000  # files of a repository
 _LARGEST = 1_000_000  # bytes of one
-_MENTIONED = re.compile(rb"""["'\s=:(]/valohai(?![\w.-])""")  # also Path("/valohai", "inputs"), no URL's part
+# Not the end of another path or of a URL; also Path("/valohai", "inputs"), >/valohai/x, -I/valohai/x.
+_MENTIONED = re.compile(rb"(?:(?<![\w.~*/)}\]])|(?<=[\s\"']-[A-Za-z]))/valohai(?![\w.-])")
 
 
 def is_needed(command: str, folder: Path) -> bool:
     """Return whether a command, or a program below *folder*, mentions a path at or below ``/valohai``."""
-    if _MENTIONED.search(command.encode("utf-8", "replace")) or command.startswith(ROOT + "/"):
+    if _MENTIONED.search(command.encode("utf-8", "replace")):
         return True
     for path in _programs(folder):
         with suppress(OSError):
-            if path.stat().st_size <= _LARGEST and _MENTIONED.search(path.read_bytes()):
+            found = path.stat()
+            if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
+                continue
+            if found.st_size <= _LARGEST and _MENTIONED.search(path.read_bytes()):
                 return True
     return False
 
@@ -61,7 +66,7 @@ def _programs(folder: Path) -> Iterable[Path]:
             name for name in folders if not name.startswith(".") and name not in ("node_modules", "venv")
         ]
         for name in files:
-            if name.endswith((".py", ".sh", ".R", ".r")):
+            if name.endswith((".py", ".sh", ".R", ".r", ".jl", ".ipynb")):
                 count += 1
                 if count > _LOOKED_AT:
                     return

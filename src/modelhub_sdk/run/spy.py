@@ -225,6 +225,7 @@ def _unheard(act: Callable[..., None]) -> Callable[..., None]:
         finally:
             _local.busy = False
 
+    quiet.__name__, quiet.__doc__ = act.__name__, act.__doc__
     return quiet
 
 

@@ -6,6 +6,7 @@ import copy
 import fnmatch
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,17 @@ from typing import Any
 from attrs import frozen
 
 from modelhub_sdk.domain.values import Frozen
-from modelhub_sdk.errors import InvalidDocument, MissingExtra, ModelHubError, NotFound, nearest, shown
-from modelhub_sdk.run.inputs import InputSpec
+from modelhub_sdk.errors import (
+    InvalidDocument,
+    InvalidName,
+    MissingExtra,
+    ModelHubError,
+    NotFound,
+    nearest,
+    shown,
+)
+from modelhub_sdk.run import masking
+from modelhub_sdk.run.inputs import InputSpec, is_name, uri_texts
 
 log = logging.getLogger("modelhub_sdk")
 
@@ -98,17 +108,19 @@ def load(path: str | os.PathLike[str]) -> Project:
         raise MissingExtra(
             "Reading valohai.yaml needs valohai-yaml.", hint="pip install 'modelhub-sdk[valohai]'"
         ) from None
+    if not isinstance(path, (str, bytes, os.PathLike)) or "\0" in os.fsdecode(path):
+        raise InvalidName(f"{shown(path, 300)} is not a path.", hint="Pass the path of a valohai.yaml.")
     found = Path(os.path.abspath(os.fsdecode(path)))
-    if found.is_dir():
-        found /= "valohai.yaml"
     try:
+        if found.is_dir():
+            found /= "valohai.yaml"
         text = found.read_text("utf-8")
     except FileNotFoundError:
         raise NotFound(
             f"There is no {shown(str(found), 300)}.", hint="Pass the path of a valohai.yaml."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidDocument(f"{shown(str(found), 300)} cannot be read: {error}.") from None
+        raise InvalidDocument(f"{shown(str(found), 300)} cannot be read: {_one_line(error)}.") from None
     try:
         return Project(found, valohai_yaml.parse(text))
     except yaml.YAMLError as error:
@@ -124,7 +136,8 @@ def load(path: str | os.PathLike[str]) -> Project:
 
 
 def _one_line(error: object) -> str:
-    return " ".join(str(getattr(error, "message", error)).split())[:300]
+    text = masking.text(str(getattr(error, "message", error))[:2000])
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split())[:300])
 
 
 def plan(
@@ -142,13 +155,14 @@ def plan(
         NotFound: there is no such step, parameter or input; the message names the nearest.
         InvalidDocument: a parameter's value is none that it can have, or one is missing.
     """
-    found = project.config.steps.get(step)
+    found = project.config.steps.get(step) if isinstance(step, str) else None
     if found is None:
         raise _missing("step", step, project.config.steps, str(project.path))
+    parameters, inputs = _mapping("parameters", parameters), _mapping("inputs", inputs)
     if override is not None:
         found = _overridden(found, override)
-    given = _parameters(found, parameters or {})
-    for name in inputs or {}:
+    given = _parameters(found, parameters)
+    for name in inputs:
         if name not in found.inputs:
             raise _missing("input", name, found.inputs, f"step {step}")
     try:
@@ -165,10 +179,10 @@ def plan(
     return StepPlan(
         name=step,
         image=found.image,
-        command=" && ".join(commands),
+        command=_joined(commands),
         folder=project.folder,
         params=Frozen(flat),
-        inputs=tuple(_input(one, (inputs or {}).get(name, _DEFAULT)) for name, one in found.inputs.items()),
+        inputs=tuple(_input(one, inputs.get(name, _DEFAULT)) for name, one in found.inputs.items()),
         environment=Frozen(
             {
                 name: str(one.default)
@@ -180,6 +194,27 @@ def plan(
 
 
 _DEFAULT: Any = object()
+_SHELL = re.compile(r"[\n#;&|]|<<|\\$")  # in a command that does not go before " && " as it is
+
+
+def _mapping(what: str, given: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if given is not None and not isinstance(given, Mapping):
+        raise InvalidName(f"{what} is {shown(given)}.", hint=f'Pass a mapping: {what}={{"name": …}}.')
+    return given or {}
+
+
+def _joined(commands: Iterable[str]) -> str:
+    """Return commands as a line of which each part runs when all before it went well.
+
+    One with an ``||``, a comment, a here-document or several lines is grouped, so that it means in the line
+    what it means by itself.
+    """
+    real = [
+        one for one in commands if any(line.strip(" \t")[:1] not in ("", "#") for line in one.splitlines())
+    ]
+    if len(real) < 2:
+        return "".join(real)
+    return " && ".join(f"{{ {one}\n}}" if _SHELL.search(one) else one for one in real)
 
 
 def _overridden(step: Any, override: Any) -> Any:
@@ -225,7 +260,9 @@ def _parameters(step: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         try:
             values[name] = parameter.validate(value)
         except Exception as error:  # noqa: BLE001  # ValidationErrors, InvalidType, TypeError …
-            problems = [str(one) for one in getattr(error, "errors", [])] or [_one_line(error)]
+            problems = [_one_line(one) for one in getattr(error, "errors", [])][:5] or [_one_line(error)]
+            if masking.mapping({name: "x"})[name] != "x":  # the message has the value
+                problems = ["its value is none that it can have"]
             raise InvalidDocument(
                 f"The parameter {shown(name)} of step {shown(step.name)}: {'; '.join(problems)}."
             ) from None
@@ -233,11 +270,18 @@ def _parameters(step: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _input(found: Any, given: Any) -> InputSpec:
-    uris = found.default if given is _DEFAULT else given
-    uris = [] if uris is None else [uris] if not isinstance(uris, (list, tuple)) else list(uris)
+    if not is_name(found.name):
+        raise InvalidDocument(
+            f"{shown(found.name)} is not the name of an input.",
+            hint="Write 1 to 64 characters without a slash.",
+        )
+    if given is _DEFAULT:
+        given = [
+            uri for uri in ([found.default] if isinstance(found.default, str) else found.default or ()) if uri
+        ]
     return InputSpec(
         name=found.name,
-        uris=tuple(str(getattr(uri, "uri", uri)) for uri in uris if uri),
+        uris=uri_texts(found.name, given),
         keep=found.keep_directories.value,
         filename=found.filename or None,
         optional=found.optional,
@@ -255,11 +299,14 @@ def pipeline(project: Project, name: str) -> PipelinePlan:
         NotFound: there is no such pipeline, or a node's step is not there.
         InvalidDocument: a node or an edge of a kind that cannot be run here, or nodes in a circle.
     """
-    found = project.config.pipelines.get(name)
+    found = project.config.pipelines.get(name) if isinstance(name, str) else None
     if found is None:
         raise _missing("pipeline", name, project.config.pipelines, str(project.path))
-    nodes = {}
+    nodes: dict[str, PipelineNode] = {}
+    ports = {}
     for node in found.nodes:
+        if node.name in nodes:
+            raise InvalidDocument(f"The pipeline {shown(name)} has two nodes {shown(node.name)}.")
         if node.type != "execution":
             raise InvalidDocument(
                 f"The node {shown(node.name)} is a {node.type}: only execution nodes run here.",
@@ -267,25 +314,53 @@ def pipeline(project: Project, name: str) -> PipelinePlan:
             )
         if node.step not in project.config.steps:
             raise _missing("step", node.step, project.config.steps, f"node {node.name}")
+        if node.commit:
+            raise InvalidDocument(
+                f"The node {shown(node.name)} is a step of the commit {shown(node.commit)}, not of this folder.",
+                hint="Check that commit out, or remove it from the node.",
+            )
         if getattr(node, "actions", None):
             log.warning("The actions of node %s are not followed here: it always runs.", node.name)
         append = getattr(getattr(node, "edge_merge_mode", None), "value", "replace") == "append"
         nodes[node.name] = PipelineNode(node.name, node.step, node.override, _on_error(node), append)
-    edges = tuple(_edge(edge, nodes) for edge in found.edges)
-    return PipelinePlan(name, _ordered(nodes, edges), edges, Frozen(_own_parameters(found, nodes)))
+        ports[node.name] = _ports(project, nodes[node.name])
+    edges = tuple(_edge(edge, ports) for edge in found.edges)
+    return PipelinePlan(name, _ordered(nodes, edges), edges, Frozen(_own_parameters(found, ports)))
 
 
-def _own_parameters(
-    found: Any, nodes: Mapping[str, PipelineNode]
-) -> dict[str, tuple[Any, tuple[tuple[str, str], ...]]]:
+_Ports = Mapping[str, Mapping[str, tuple[str, ...]]]
+"""Node -> ``input`` or ``parameter`` -> their names."""
+
+
+def _ports(project: Project, node: PipelineNode) -> dict[str, tuple[str, ...]]:
+    step = project.config.steps[node.step]
+    found = _overridden(step, node.override) if node.override is not None else step
+    return {"input": tuple(found.inputs), "parameter": tuple(found.parameters)}
+
+
+def _check_port(node: str, what: str, key: str, ports: _Ports, where: str) -> None:
+    """Refuse a node, or an input or parameter of it, that is not there: before hours of other nodes."""
+    if node not in ports:
+        raise _missing("node", node, ports, where)
+    if what in ports[node] and key not in ports[node][what]:
+        raise _missing(what, key, ports[node][what], where)
+
+
+def _own_parameters(found: Any, ports: _Ports) -> dict[str, tuple[Any, tuple[tuple[str, str], ...]]]:
     parameters = {}
     for one in found.parameters:
         targets = []
         for target in one.targets:
             node, _, rest = target.partition(".")
-            if node not in nodes:
-                raise _missing("node", node, nodes, f"parameter {one.name}")
-            targets.append((node, rest.partition(".")[2]))
+            what, _, key = rest.partition(".")
+            # "parameters" is what valohai-yaml takes as well
+            _check_port(node, what.removesuffix("s"), key, ports, f"parameter {one.name}")
+            if what not in ("parameter", "parameters") or not key:
+                raise InvalidDocument(
+                    f"The parameter {shown(one.name)} goes to {shown(target, 200)}, which is no parameter.",
+                    hint='Write "<node>.parameter.<name>".',
+                )
+            targets.append((node, key))
         parameters[one.name] = (one.default, tuple(targets))
     return parameters
 
@@ -294,7 +369,7 @@ def _on_error(node: Any) -> str:
     return str(getattr(getattr(node, "on_error", None), "value", "stop-all"))
 
 
-def _edge(edge: Any, nodes: Mapping[str, PipelineNode]) -> PipelineEdge:
+def _edge(edge: Any, ports: _Ports) -> PipelineEdge:
     found = PipelineEdge(
         edge.source_node,
         edge.source_type,
@@ -304,9 +379,8 @@ def _edge(edge: Any, nodes: Mapping[str, PipelineNode]) -> PipelineEdge:
         edge.target_key,
     )
     text = f"{found.source}.{found.what}.{found.key} -> {found.target}.{found.target_what}.{found.target_key}"
-    for node in (found.source, found.target):
-        if node not in nodes:
-            raise _missing("node", node, nodes, f"edge {text}")
+    _check_port(found.source, found.what, found.key, ports, f"edge {text}")
+    _check_port(found.target, found.target_what, found.target_key, ports, f"edge {text}")
     if (found.what, found.target_what) not in _EDGES:
         raise InvalidDocument(
             f"The edge {shown(text, 300)} cannot be followed here.",
@@ -340,5 +414,7 @@ def fitting(pattern: str, names: Iterable[str]) -> list[str]:
     return [
         name
         for name in names
-        if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name.rpartition("/")[2], pattern)
+        if pattern in (name, name.rpartition("/")[2])  # it may look like a wildcard itself
+        or fnmatch.fnmatchcase(name, pattern)
+        or fnmatch.fnmatchcase(name.rpartition("/")[2], pattern)
     ]
