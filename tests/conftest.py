@@ -55,6 +55,7 @@ def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
     The user is ``tester`` in ``$MODELHUB_USER``; cache, data and home lie in a folder of the test's own.
     """
+    monkeypatch.chdir(Path(__file__).resolve().parents[1])  # wherever the test before has gone
     for name in list(os.environ):
         if name.startswith(FOREIGN):
             monkeypatch.delenv(name)
