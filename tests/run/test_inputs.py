@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from modelhub_sdk import Registry
 from modelhub_sdk.errors import (
     Conflict,
+    InvalidDocument,
     InvalidName,
     InvalidURI,
     MissingExtra,
@@ -192,3 +194,190 @@ def test_checksums_as_valohai_writes_them(data: Path) -> None:
     }
     gone = inputs.InputFile("a.csv", "a.csv", "file:a.csv", 3, f"sha256:{digest}", data / "gone")
     assert inputs.checksums(gone) == {"sha256": digest}
+
+
+# --- files and folders of a version
+
+
+@pytest.mark.parametrize(
+    ("inner", "found"),
+    [
+        ("", {"a.csv": "top", "sub/a.csv": "deep", "x/sub/a.csv": "deeper"}),
+        ("/a.csv", {"a.csv": "top"}),
+        ("/sub", {"sub/a.csv": "deep"}),
+        ("/sub/a.csv", {"sub/a.csv": "deep"}),
+        ("/x", {"x/sub/a.csv": "deeper"}),
+        ("/x/sub/a.csv", {"x/sub/a.csv": "deeper"}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["dataset", "model"])
+def test_a_part_of_a_version(
+    reg: Registry, tmp_path: Path, kind: str, inner: str, found: dict[str, str]
+) -> None:
+    """Of files of one name at several depths it is the one that was asked for, under its own path."""
+    files = {"a.csv": b"top", "sub/a.csv": b"deep", "x/sub/a.csv": b"deeper"}
+    if kind == "dataset":
+        reg.create_dataset_version("d/v1", files)
+    else:
+        reg.register("d", files)
+    placed = reg.resolve_inputs({"x": f"{kind}://d/v1{inner}"}, tmp_path / "in")["x"]
+    assert {file.name: file.path.read_text() for file in placed.files} == found
+    assert [file.uri for file in placed.files] == [f"{kind}://d/v1/{name}" for name in sorted(found)]
+    (recorded,) = placed.run_inputs()
+    assert (recorded.uri, [file.path for file in recorded.files]) == (f"{kind}://d/v1", sorted(found))
+    assert placed.uris == (f"{kind}://d/v1",)
+
+
+def test_a_datum(reg: Registry, tmp_path: Path) -> None:
+    """A datum is one file, by id and by alias; what is known of it comes with it."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "m.bin").write_text("weights")
+    (tmp_path / "out" / "m.bin.metadata.json").write_text('{"valohai.alias": "best", "score": 1}')
+    (uri,) = reg.ingest(tmp_path / "out").datums
+    placed = reg.resolve_inputs({"x": "datum://best", "y": uri}, tmp_path / "in")
+    for one in placed.values():
+        (file,) = one.files
+        assert (file.name, file.uri, file.path.read_text()) == ("m.bin", uri, "weights")
+        assert file.datum_id == uri.removeprefix("datum://")
+        assert [dict(known) for known in file.metadata] == [{"score": 1}]
+
+
+# --- what is asked for
+
+
+def test_specs_are_checked(reg: Registry, tmp_path: Path, data: Path) -> None:
+    """What stands in a spec is checked as what is given without one, and the input is named."""
+    for spec, error, match in (
+        (InputSpec("x", (7,)), InvalidURI, "The input 'x' is 7"),
+        (InputSpec("x", ("a\0",)), InvalidName, "The input 'x'"),
+        (InputSpec("x", ("../data/a.csv",), keep="some"), InvalidName, "keep of the input 'x' is 'some'"),
+        (
+            InputSpec("x", ("../data/a.csv",), filename="../b"),
+            InvalidName,
+            "The input 'x' cannot be had: The filename",
+        ),
+        (
+            InputSpec("x", ("../data/a.csv",), filename=7),
+            InvalidName,
+            "The input 'x' cannot be had: The filename",
+        ),
+        (InputSpec("x", ("../data/a.csv",), filename=".modelhub-x"), InvalidName, r"\.modelhub-x"),
+    ):
+        with pytest.raises(error, match=match):
+            reg.resolve_inputs({"good": "../data/a.csv", "x": spec}, tmp_path / "in")
+        assert not (tmp_path / "in").exists()
+    found = reg.resolve_inputs(
+        {"y": InputSpec("x", "../data/a.csv", filename="new/name.csv")}, tmp_path / "in"
+    )
+    assert (found["y"].name, [file.name for file in found["y"].files]) == ("y", ["new/name.csv"])
+
+
+@pytest.mark.parametrize("name", ["..", "../evil", "{tmp}/evil", "a/b", ""])
+def test_no_name_leads_out(reg: Registry, tmp_path: Path, data: Path, name: str) -> None:
+    """Whoever lays out: the name of an input is no path, and nothing is fetched before that is known."""
+    name = name.format(tmp=tmp_path)
+    with pytest.raises(InvalidName, match="not the name of an input"):
+        inputs.lay_out(
+            reg, [InputSpec(name, (str(data / "a.csv"),))], tmp_path / "in" / "deep", {}, tmp_path / "w"
+        )
+    assert not (tmp_path / "in").exists()
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_file_and_a_folder_of_one_name(reg: Registry, tmp_path: Path, data: Path) -> None:
+    """They cannot stand in one folder: the input is named, and nothing appears, of others neither."""
+    (tmp_path / "more" / "a.csv").mkdir(parents=True)
+    (tmp_path / "more" / "a.csv" / "b").write_text("b")
+    spec = InputSpec("x", (f"{data}/*.csv", f"{tmp_path}/more/**"), keep="suffix")
+    with pytest.raises(
+        InvalidName, match="The input 'x' cannot be had: .*'a.csv' is a file and also the folder"
+    ):
+        reg.resolve_inputs({"good": str(data / "a.csv"), "x": spec}, tmp_path / "in")
+    assert not (tmp_path / "in").exists()
+    spec = InputSpec("x", (f"{data}/**",))
+    with pytest.raises(InvalidDocument, match=r"two files 'a\.csv': 'file:a\.csv' and 'file:a\.csv'"):
+        reg.resolve_inputs({"x": spec}, tmp_path / "in")
+
+
+def test_secrets_in_messages(reg: Registry, tmp_path: Path) -> None:
+    """A password, or a signature, of a URL stands in no message, whatever is wrong with it."""
+    for uri in (
+        "https://me:hunter2@host.invalid/{parameter:x}", "http://[bad/x?sig=hunter2", "http://me:hunter2@h:99999999/x",
+        "https://me:hunter2@127.0.0.1:9/x", "s3://me:hunter2@b/x\0", "https://me:hunter2@127.0.0.1:9/",
+    ):  # fmt: skip
+        with pytest.raises(ModelHubError, match="x") as caught:
+            inputs.lay_out(reg, [InputSpec("x", (uri,))], tmp_path / "in", {}, tmp_path / "w")
+        assert "hunter2" not in str(caught.value) + repr(caught.value)
+
+
+# --- paths
+
+
+def test_file_urls(lay: Lay, data: Path) -> None:
+    """In file:// a ? is a wildcard and a # a letter; the host is this one; encoded letters are those that they mean."""
+    (data / "b#1.csv").write_text("1")
+    assert lay(f"file://{data}/b#?.csv") == ["b#1.csv"]
+    assert lay(f"file://{data}/b%231.csv") == ["b#1.csv"]
+    assert lay(f"file://localhost{data}/a.csv") == ["a.csv"]
+    with pytest.raises(InvalidURI, match="is on the host 'data'"):
+        lay("file://data/a.csv")
+
+
+def test_what_a_record_says_can_be_had_again(lay: Lay, reg: Registry, data: Path, tmp_path: Path) -> None:
+    """The URI of a file below the working folder, as a run records it, is a URI of that file."""
+    Path("mine.csv").write_text("mine")
+    (file,) = reg.resolve_inputs({"x": "mine.csv"}, tmp_path / "in")["x"].files
+    assert file.uri == "file:mine.csv"
+    assert lay(file.uri) == ["mine.csv"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_no_text(lay: Lay, data: Path) -> None:
+    """A file whose name is not UTF-8 is refused: no record could name it."""
+    Path(os.fsdecode(os.fsencode(data) + b"/z\xff.dat")).write_text("x")
+    with pytest.raises(InvalidName, match="The input 'x' cannot be had: .* is not UTF-8"):
+        lay(f"{data}/z*.dat")
+
+
+def test_a_nul_from_a_parameter(reg: Registry, tmp_path: Path) -> None:
+    """It is refused before the disk or a store is asked."""
+    for uri in ("{parameter:p}", "file:///{parameter:p}", "memory://{parameter:p}/*"):
+        with pytest.raises(InvalidURI, match="holds a NUL"):
+            inputs.lay_out(reg, [InputSpec("x", (uri,))], tmp_path / "in", {"p": "a\0b"}, tmp_path / "w")
+
+
+@pytest.mark.parametrize("path", ["a%00b.csv", "%2e%2e", "x/%2e"])
+def test_names_of_the_web(lay: Lay, path: str) -> None:
+    """A URL whose last part, decoded, is no file's name is refused."""
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    class Any200(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"ok")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Any200) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            with pytest.raises(InvalidURI, match="names no file that can be put into a folder"):
+                lay(f"http://127.0.0.1:{server.server_port}/{path}")
+            assert lay(f"http://127.0.0.1:{server.server_port}/deep/%C3%A9%20x.csv", keep="full") == [
+                "deep/é x.csv"
+            ]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_target_that_cannot_be_made(reg: Registry, data: Path, tmp_path: Path) -> None:
+    """A file in the way of the folder is an error of ours, and stays."""
+    (tmp_path / "in").write_text("mine")
+    with pytest.raises(ModelHubError, match="Not a directory"):
+        reg.resolve_inputs({"x": str(data / "a.csv")}, tmp_path / "in")
+    assert (tmp_path / "in").read_text() == "mine"

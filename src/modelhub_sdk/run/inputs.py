@@ -386,12 +386,22 @@ def _of_disk(path: str) -> _Got:
     here = _is_below(top)
     files = []
     for one in paths:
+        _check_utf8(one)
         digest, size = disk.hash_file(os.path.realpath(one))
         source = _shown_path(one)
         files.append(
             InputFile(_whole(one, here), source, "file:" + source, size, digest, Path(os.path.abspath(one)))
         )
     return _Got([file.uri for file in files], files, _whole(top, here))
+
+
+def _check_utf8(path: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError:  # a record, which is UTF-8, could not name it
+        raise InvalidName(
+            f"The name of the file {shown(path, 200)} is not UTF-8.", hint="Rename it."
+        ) from None
 
 
 def _is_below(folder: str) -> bool:

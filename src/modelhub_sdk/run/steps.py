@@ -18,7 +18,6 @@ from modelhub_sdk.errors import (
     InvalidDocument,
     InvalidName,
     MissingExtra,
-    ModelHubError,
     NotFound,
     nearest,
     shown,
@@ -125,8 +124,6 @@ def load(path: str | os.PathLike[str]) -> Project:
         return Project(found, valohai_yaml.parse(text))
     except yaml.YAMLError as error:
         raise InvalidDocument(f"{shown(str(found), 300)} is not YAML: {_one_line(error)}") from None
-    except ModelHubError:
-        raise
     except Exception as error:  # noqa: BLE001  # valohai-yaml raises ValidationErrors, ValueError, TypeError, KeyError …
         problems = [_one_line(one) for one in getattr(error, "errors", [])][:5] or [_one_line(error)]
         raise InvalidDocument(
@@ -314,9 +311,9 @@ def pipeline(project: Project, name: str) -> PipelinePlan:
             )
         if node.step not in project.config.steps:
             raise _missing("step", node.step, project.config.steps, f"node {node.name}")
-        if node.commit:
+        if commit := getattr(node, "commit", None):
             raise InvalidDocument(
-                f"The node {shown(node.name)} is a step of the commit {shown(node.commit)}, not of this folder.",
+                f"The node {shown(node.name)} is a step of the commit {shown(commit)}, not of this folder.",
                 hint="Check that commit out, or remove it from the node.",
             )
         if getattr(node, "actions", None):
