@@ -272,10 +272,9 @@ def test_specs_are_checked(reg: Registry, tmp_path: Path, data: Path) -> None:
     assert (found["y"].name, [file.name for file in found["y"].files]) == ("y", ["new/name.csv"])
 
 
-@pytest.mark.parametrize("name", ["..", "../evil", "{tmp}/evil", "a/b", ""])
+@pytest.mark.parametrize("name", ["..", "../evil", "/proc/evil", "a/b", ""])
 def test_no_name_leads_out(reg: Registry, tmp_path: Path, data: Path, name: str) -> None:
     """Whoever lays out: the name of an input is no path, and nothing is fetched before that is known."""
-    name = name.format(tmp=tmp_path)
     with pytest.raises(InvalidName, match="not the name of an input"):
         inputs.lay_out(
             reg, [InputSpec(name, (str(data / "a.csv"),))], tmp_path / "in" / "deep", {}, tmp_path / "w"

@@ -192,10 +192,9 @@ def test_commands_one_after_the_other(tmp_path: Path, commands: list[str], statu
     assert (done.returncode, done.stdout, done.stderr) == (status, output, "")
 
 
-@pytest.mark.parametrize("name", ["../../evil", "{tmp}/evil", "..", "a/b", "a\\\\b", "a\\0"])
+@pytest.mark.parametrize("name", ["../../evil", "/proc/evil", "..", "a/b", "a\\\\b", "a\\0"])
 def test_no_input_leads_out_of_its_folder(reg: Registry, tmp_path: Path, name: str) -> None:
     """An input's name in a valohai.yaml that is no folder's name is refused, and nothing is written."""
-    name = name.replace("{tmp}", str(tmp_path))
     (tmp_path / "data").write_text("x")
     text = (
         f'- step: {{name: s, image: i, command: c, inputs: [{{name: "{name}", default: {tmp_path}/data}}]}}'
