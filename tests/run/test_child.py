@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from modelhub_sdk.errors import NotFound
+from modelhub_sdk.errors import NotAllowed, NotFound
 from modelhub_sdk.run import child
 
 
@@ -317,3 +317,215 @@ def test_the_logger_of_valohai_utils() -> None:
     status, found, problems = run(python(code), env={**os.environ, "VH_JOB_ID": "exec-1"})
     assert (status, problems) == (0, [])
     assert found == [{"epoch": 1, "accuracy": 0.5, "where": "a/b"}, {"epoch": 2}]
+
+
+# --- lines -------------------------------------------------------------------------------------------------------
+
+
+def fed(*pieces: bytes) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """Return the metrics and the problems of an output that comes in pieces."""
+    found: list[Mapping[str, Any]] = []
+    problems: list[str] = []
+    lines = child._Lines(found.append, problems.append)
+    for piece in pieces:
+        lines.feed(piece)
+    lines.end()
+    return found, problems
+
+
+@pytest.mark.parametrize(
+    ("line", "metrics"),
+    [
+        (b'{"a": 1}', [{"a": 1}]),
+        (b'\xef\xbb\xbf{"a": 1}', [{"a": 1}]),
+        (b' \t\r{"a": 1}\r', [{"a": 1}]),
+        (b'{"a": 1}{"a": 2}', [{"a": 1}]),
+        (b'{"a": 1} took 3s', [{"a": 1}]),
+        (b'{"a": {"b": [1, {}]}}', [{"a": {"b": [1, {}]}}]),
+        (b'{"a": 1, "a": 2}', [{"a": 2}]),
+        (b"{}", [{}]),
+        ('{"größe": "𝛼"}'.encode(), [{"größe": "𝛼"}]),
+        (b"accuracy: 0.9", []),
+        (b'[{"a": 1}]', []),
+        (b'x {"a": 1}', []),
+        (b"{'a': 1}", []),
+        (b'{"a": 1', []),
+        (b'{"a": \xff}', []),
+        ("\uf8ff and more".encode(), []),
+        (b"\xef\xbb", []),
+        (b'{"a":' * 100_000, []),
+        (b'{"a": ' + b"9" * 5000 + b"}", []),
+        (b"\0{}", []),
+        (b"   ", []),
+    ],
+    ids=range(21),
+)
+def test_what_a_line_says(line: bytes, metrics: list[Any]) -> None:
+    """The first object of a line that begins with one, however the line is cut into pieces; rubbish is a log."""
+    for pieces in ([line], [bytes([byte]) for byte in line] if len(line) < 100 else [line[:99], line[99:]]):
+        assert fed(*pieces) == (metrics, [])
+        assert fed(b"log\n", *pieces, b'\n{"next": 1}\n') == ([*metrics, {"next": 1}], [])
+
+
+def test_a_number_that_is_none() -> None:
+    """NaN and the infinities are accepted, as Python and most loggers print them."""
+    (found,), _ = fed(b'{"a": NaN, "b": Infinity, "c": -Infinity}')
+    assert [str(value) for value in found.values()] == ["nan", "inf", "-inf"]
+
+
+def test_a_line_without_end() -> None:
+    """A line of ten megabytes that begins as a metric is told once, is not kept in memory, and ends."""
+    found: list[Mapping[str, Any]] = []
+    problems: list[str] = []
+    lines = child._Lines(found.append, problems.append)
+    lines.feed(b'{"a": "')
+    for _ in range(160):
+        lines.feed(b"x" * 65536)
+        assert len(lines._line) <= child.MAX_LINE
+    lines.feed(b'"}\n{"b": 1}\n')
+    assert found == [{"b": 1}]
+    assert problems == ["A line of output has more than 1,000,000 bytes: it is no metric."]
+
+
+def test_half_lines_appear_at_once(tmp_path: Path) -> None:
+    """A prompt without the end of a line is on the screen while the program waits."""
+    code = f"""
+        import os, sys, time
+        print("half", end="", flush=True)
+        while not os.path.exists({str(tmp_path / "go")!r}): time.sleep(0.01)
+        print(" whole")
+    """
+    with subprocess.Popen(
+        python(
+            f"import sys; from modelhub_sdk.run import child; "
+            f"child.run({python(code)!r}, on_metrics=print, on_problem=print)"
+        ),
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert os.read(process.stdout.fileno(), 100) == b"half"
+        (tmp_path / "go").touch()
+        assert process.stdout.read() == b" whole\n"
+
+
+# --- what cannot be run, and where nothing can be shown ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [[], None, [1], ["a\0"], b"", ["x" * 10_000_000], [""]])
+def test_what_is_no_command(command: Any) -> None:
+    """Whatever it is, the error is one of ours."""
+    with pytest.raises((NotAllowed, NotFound)):
+        run(command)
+
+
+def test_what_is_no_place_and_no_variables(tmp_path: Path) -> None:
+    """A folder that is none, a file, an empty name; variables that are none: one of ours, and it says what."""
+    (tmp_path / "file").write_text("x")
+    for place in ("", tmp_path / "none"):
+        with pytest.raises(NotFound, match="no folder"):
+            run(["true"], cwd=place)
+    with pytest.raises(NotAllowed):
+        run(["true"], cwd=tmp_path / "file")
+    for variables in ({1: "x"}, {"a=b": "x"}, {"a": "\0"}):
+        with pytest.raises(NotAllowed):
+            run(["true"], env=variables)
+
+
+class Tee:
+    """Standard output as scripts replace it: it writes twice, and passes off all else as that of the first."""
+
+    def __init__(self) -> None:
+        self.first, self.got = sys.stdout, ""
+
+    def write(self, text: str) -> None:
+        self.got += text
+
+    def flush(self) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.first, name)
+
+
+def test_standard_output_that_is_somebody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copier of output gets it; one that takes bytes, is closed or fails in its own way stops nobody."""
+    tee = Tee()
+    monkeypatch.setattr(sys, "stdout", tee)
+    assert run(["echo", '{"a": 1}'])[1] == [{"a": 1}]
+    assert tee.got == '{"a": 1}\n'
+    closed = io.TextIOWrapper(io.BytesIO())
+    closed.close()
+    for odd in (io.BytesIO(), closed, object(), None):
+        monkeypatch.setattr(sys, "stdout", odd)
+        assert run(["echo", '{"a": 1}'])[:2] == (0, [{"a": 1}])
+
+
+def test_a_reader_that_goes_away() -> None:
+    """``| head`` ends: the program is not told, and its metrics count."""
+    code = "import sys; print(1); sys.stdout.flush(); [print('{\"a\": 1}') for _ in range(100_000)]"
+    script = f"""
+        import sys
+        from modelhub_sdk.run import child
+        found = []
+        status = child.run({python(code)!r}, on_metrics=found.append, on_problem=print)
+        print(status, len(found), file=sys.stderr, flush=True)
+        import os; os._exit(0)
+    """
+    with subprocess.Popen(python(script), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b"0 100000\n"
+
+
+# --- whoever takes the metrics ---------------------------------------------------------------------------------------
+
+
+def test_slow_hands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that has long ended when its metrics are looked at: each one counts, and nothing is told."""
+    monkeypatch.setattr(child, "_SETTLE", 0.01)
+    found: list[Any] = []
+
+    def slow(metrics: Mapping[str, Any]) -> None:
+        time.sleep(0.0002)
+        found.append(metrics["a"])
+
+    problems: list[str] = []
+    code = "for number in range(3000): print('{\"a\": %d}' % number)"
+    assert child.run([sys.executable, "-c", code], on_metrics=slow, on_problem=problems.append) == 0
+    assert found == list(range(3000))
+    assert problems == []
+
+
+def test_failing_at_the_last_words(tmp_path: Path) -> None:
+    """Ctrl-C, and then whoever takes the metrics fails: the program is ended all the same, and Ctrl-C goes on."""
+    pid = tmp_path / "pid"
+    code = f"""
+        import os, signal, time
+        def last(*_):
+            print('{{"b": 2}}'); time.sleep(0.2); raise SystemExit
+        signal.signal(signal.SIGINT, last)
+        open({str(pid)!r}, "w").write(str(os.getpid()))
+        print('{{"a": 1}}')
+        time.sleep(60)
+    """
+
+    def take(found: Mapping[str, Any]) -> None:
+        if "a" in found:
+            raise KeyboardInterrupt
+        raise ZeroDivisionError
+
+    with pytest.raises(KeyboardInterrupt):
+        child.run(python(code), on_metrics=take, on_problem=print)
+    assert not is_on(pid_in(pid))
+
+
+def test_quit_leaves_no_orphan(tmp_path: Path) -> None:
+    r"""Ctrl-\ reaches the program, too."""
+    pid = tmp_path / "pid"
+    with outer(f"echo $$ > {pid}; ulimit -c 0; exec sleep 60") as process:
+        number = pid_in(pid)
+        process.send_signal(signal.SIGQUIT)
+        assert process.wait(20) == 128 + signal.SIGQUIT
+    assert not is_on(number)

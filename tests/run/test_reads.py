@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import inspect
 import json
 import os
 import pickle
+import runpy
 import shutil
 import sqlite3
 import stat
@@ -21,6 +23,7 @@ from typing import Any
 import pytest
 
 from modelhub_sdk.blobs import disk
+from modelhub_sdk.errors import InvalidName
 from modelhub_sdk.run import spy
 from modelhub_sdk.run.reads import Watcher
 
@@ -198,6 +201,344 @@ def test_truncation_before_a_read_makes_it_the_runs(outcome: Callable[..., Outco
         take("a")
 
     assert outcome(act) == {}
+
+
+# --- files of several names -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_another_name_of_what_the_run_made(
+    link: Callable[..., None], outcome: Callable[..., Outcome]
+) -> None:
+    """``latest.pt`` that leads to a checkpoint of the run is no input, also when it leads to the next one later."""
+
+    def act() -> None:
+        for epoch in range(2):
+            put(f"epoch-{epoch}.pt")
+            with contextlib.suppress(FileNotFoundError):
+                os.remove("latest.pt")
+            link(f"epoch-{epoch}.pt", "latest.pt")
+            take("latest.pt")
+        os.remove("epoch-1.pt")
+        with contextlib.suppress(FileNotFoundError):  # of the symbolic one
+            take("latest.pt")
+
+    assert outcome(act) == {}
+
+
+def test_another_name_of_what_was_there_is_data(outcome: Callable[..., Outcome]) -> None:
+    """A link that the run makes to data is read as data; to what it has read already, it is no second input."""
+    put("raw.csv", "read.csv")
+
+    def act() -> None:
+        os.link("raw.csv", "data.csv")
+        os.symlink("raw.csv", "link.csv")
+        take("read.csv")
+        os.link("read.csv", "again.csv")
+        for name in ("data.csv", "link.csv", "again.csv"):
+            take(name)
+        with contextlib.suppress(FileExistsError):
+            os.link("read.csv", "raw.csv")
+        take("raw.csv")
+
+    assert outcome(act) == dict.fromkeys(["data.csv", "link.csv", "raw.csv", "read.csv"], "as read")
+
+
+def test_a_working_folder_with_two_names(outcome: Callable[..., Outcome], work: Path, tmp_path: Path) -> None:
+    """Written by the name with a link and read by the real one, or the other way round: the run's own."""
+    link = tmp_path / "link"
+    link.symlink_to(work)
+    put("d", "e")
+
+    def act() -> None:
+        put(str(link / "made"), str(work / "made-too"))
+        for path in ("made", link / "made", link / "made-too", "d", link / "e"):
+            take(str(path))
+        put("e")
+        put(str(link / "d"))
+
+    assert outcome(act, roots=[link]) == {"d": "as read", "e": "as read"}
+
+
+@pytest.mark.parametrize("change", [lambda name: put(name), os.remove, lambda name: os.truncate(name, 0)])
+@pytest.mark.parametrize(
+    ("read", "changed"), [("d", "d"), ("link", "d"), ("far/d", "near/d"), ("near/d", "far/d")]
+)
+def test_what_changes_by_another_name(
+    read: str, changed: str, change: Callable[[str], None], outcome: Callable[..., Outcome], work: Path
+) -> None:
+    """Read by one name and changed by another: it is known as it was read."""
+    Path("near").mkdir()
+    Path("far").symlink_to("near")
+    Path("link").symlink_to("d")
+    for name in ("d", "near/d"):
+        Path(name).write_text("as it was")
+
+    def act() -> None:
+        take(read)
+        change(changed)
+
+    assert outcome(act) == {read: "as read"}
+
+
+def test_a_folder_that_is_removed_by_another_name(outcome: Callable[..., Outcome]) -> None:
+    """What was read through a link to a folder, or by its real name, is known when the other is removed whole."""
+    put("real/a", "real/b")
+    Path("link").symlink_to("real")
+
+    def act() -> None:
+        take("link/a")
+        take("real/b")
+        shutil.rmtree("real")
+
+    assert outcome(act) == {"link/a": "as read", "real/b": "as read"}
+
+
+def test_a_link_that_leads_elsewhere_later(outcome: Callable[..., Outcome]) -> None:
+    """A link to a folder that the run turns round is looked at anew: data is data, the run's is its own."""
+    put("data/1/x", "data/2/y")
+
+    def act() -> None:
+        put("made/x", "made/y")
+        os.symlink("made", "now")
+        take("now/x")
+        os.remove("now")
+        os.symlink("data/2", "now")
+        take("now/y")
+
+    assert outcome(act) == {"now/y": "as read"}
+
+
+def test_the_real_names_of_many_folders(
+    outcome: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of folders only so many are kept in mind, and nothing is lost by that."""
+    monkeypatch.setattr(spy, "MAX_FOLDERS", 2)
+    names = [f"{number}/x" for number in range(9)]
+    put(*names)
+    assert outcome(lambda: [take(name) for name in names * 2]) == dict.fromkeys(names, "as read")
+
+
+def test_what_a_child_reads_by_another_name(outcome: Callable[..., Outcome]) -> None:
+    """A child that reads the run's checkpoint through a link reads no input; written by a child, likewise."""
+
+    def act() -> None:
+        put("epoch.pt")
+        os.symlink("epoch.pt", "latest.pt")
+        subprocess.run([sys.executable, "-c", "open('latest.pt'); open('child.pt', 'w')"], check=True)
+        os.symlink("child.pt", "last.pt")
+        take("last.pt")
+
+    assert outcome(act) == {}
+
+
+def test_what_may_not_be_written_was_not() -> None:
+    """A file that is only for reading, opened for writing in vain and then read, is an input."""
+    with tempfile.TemporaryDirectory() as name:  # where a child that is no longer root may go
+        folder = Path(name).resolve()
+        folder.chmod(0o755)
+        for part in ("work", "spool"):
+            (folder / part).mkdir()
+        (folder / "spool").chmod(0o777)
+        data = folder / "work" / "data"
+        data.write_text("x")
+        data.chmod(0o444)
+        with Watcher([folder / "work"], spool=folder / "spool") as watcher:
+            if (pid := os.fork()) == 0:
+                if os.geteuid() == 0:
+                    os.setuid(65534)
+                try:
+                    open(data, "a")  # noqa: SIM115
+                except PermissionError:
+                    data.read_bytes()
+                os._exit(0)
+            os.waitpid(pid, 0)
+        assert [(read.name, read.changed) for read in watcher.stop()] == [("data", False)]
+
+
+# --- more than one watcher ---------------------------------------------------------------------------------------
+
+
+def test_the_end_of_one_is_no_read_for_another(
+    outcome: Callable[..., Outcome], work: Path, tmp_path: Path
+) -> None:
+    """What a watcher hashes at its end, and its spool, are no inputs of a run that is still on."""
+    put("early")
+    first = Watcher([work], spool=work / "spool-of-first")
+    first.start()
+    take("early")
+    subprocess.run([sys.executable, "-c", "open('early')"], check=True)
+    assert outcome(lambda: first.stop()) == {}
+    assert [read.name for read in first.stop()] == ["early"]
+
+
+def test_a_library_within_two_watches(outcome: Callable[..., Outcome], work: Path, tmp_path: Path) -> None:
+    """A child that watches for itself and imports a library in the meantime: each of its two spies wraps it once."""
+    put("a")
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "polars.py").write_text("def read_csv(source):\n    return source\n")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'lib')!r})\n"
+        "from pathlib import Path\n"
+        "from modelhub_sdk.run.reads import Watcher\n"
+        f"with Watcher([Path.cwd()], spool=Path({str(tmp_path / 'inner')!r})) as watcher:\n"
+        "    import polars\n"
+        "    assert polars.read_csv('a') == 'a'\n"
+        "assert [read.name for read in watcher.stop()] == ['a']\n"
+    )
+    assert outcome(lambda: subprocess.run([sys.executable, "-c", code], check=True)) == {"a": "as read"}
+
+
+# --- a spool that somebody else has written to -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"read": "WORK/a", "state": [1, 2, 3], "at": Infinity}',
+        '{"read": "WORK/a", "state": [1, 2, NaN], "at": 1}',
+        '{"read": "WORK/a\\u0000", "state": [1, 2, 3], "at": 1}',
+        '{"read": "WORK/\\ud800", "state": [1, 2, 3], "at": 1}',
+        '{"wrote": "WORK/a\\u0000", "at": 1}',
+        '{"read": "WORK/a", "state": [1, 2, 3], "digest": 7}',
+        '{"read": null, "state": [1, 2, 3]}',
+        '{"wrote": ["WORK/a"], "at": 0}',
+        "[" * 100_000,
+        "9" * 10_000,
+        "\0",
+        '"read"',
+    ],
+    ids=range(12),
+)
+def test_a_line_that_is_no_report(
+    line: str, outcome: Callable[..., Outcome], work: Path, tmp_path: Path
+) -> None:
+    """Numbers without end, names that no file can have, depth without end: a line costs only itself."""
+    put("a", "b")
+    good = json.dumps({"read": str(work / "b"), "state": [1, 2, 3], "at": 1})
+
+    def act() -> None:
+        (tmp_path / "spool" / "1.jsonl").write_text(f"{line.replace('WORK', str(work))}\n{good}\n")
+
+    assert outcome(act) == {"b": "changed"}
+
+
+def test_things_in_the_spool_that_are_no_reports(outcome: Callable[..., Outcome], tmp_path: Path) -> None:
+    """A folder, a pipe that nobody writes to, a link to nowhere: passed over, and nobody waits."""
+
+    def act() -> None:
+        spool = tmp_path / "spool"
+        (spool / "folder").mkdir()
+        os.mkfifo(spool / "pipe")
+        (spool / "link").symlink_to("nowhere")
+        (spool / "link-to-pipe").symlink_to("pipe")
+
+    assert outcome(act) == {}
+
+
+def test_a_file_that_becomes_a_pipe(outcome: Callable[..., Outcome]) -> None:
+    """What was read and is a pipe, a folder or a loop of links at the end has no digest, and nobody waits."""
+    put("pipe", "folder", "loop")
+
+    def act() -> None:
+        for name in ("pipe", "folder", "loop"):
+            take(name)
+        subprocess.run(
+            "rm pipe folder loop; mkfifo pipe; mkdir folder; ln -s loop loop", shell=True, check=True
+        )
+
+    assert outcome(act) == dict.fromkeys(["folder", "loop", "pipe"], "gone")
+
+
+# --- the hook of children, here ----------------------------------------------------------------------------------
+
+
+HOOK = Path(spy.__file__).parent / "hook" / "sitecustomize.py"
+
+
+@pytest.fixture
+def hook(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run the hook here as a child does; take back what it has begun."""
+    for name in ("sitecustomize", "_modelhub_spy"):
+        monkeypatch.setitem(sys.modules, name, None)
+    yield lambda: runpy.run_path(str(HOOK))
+    begun = sys.modules.get("_modelhub_spy")
+    for one in getattr(begun, "_spies", ()):
+        begun.end(one)  # type: ignore[union-attr]
+
+
+def test_the_hook_reports_and_hands_on(
+    hook: Callable[[], object], work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It loads a copy of its own of what watches, reports, and then runs the sitecustomize that comes next."""
+    put("a")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "sitecustomize.py").write_text("RAN = True\n")
+    (tmp_path / "spool").mkdir()
+    told = [{"roots": [str(work)], "exclude": [], "spool": str(tmp_path / "spool")}]
+    monkeypatch.setenv(spy.WATCH, json.dumps(told))
+    monkeypatch.setattr(sys, "path", [str(HOOK.parent), "", str(tmp_path / "own")])
+    hook()
+    take("a")
+    assert sys.modules["sitecustomize"].RAN is True
+    (report,) = (tmp_path / "spool").iterdir()
+    assert json.loads(report.read_text())["read"] == str(work / "a")
+
+
+@pytest.mark.parametrize("told", [None, "", "{", "7", "[7]", '[{"roots": 1}]'])
+def test_the_hook_with_nothing_to_report_to(
+    told: str | None, hook: Callable[[], object], work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the variable, or with rubbish in it, it watches nothing and does no harm."""
+    if told is None:
+        monkeypatch.delenv(spy.WATCH, raising=False)
+    else:
+        monkeypatch.setenv(spy.WATCH, told)
+    monkeypatch.setattr(sys, "path", [str(HOOK.parent)])
+    hook()
+    assert getattr(sys.modules["_modelhub_spy"], "_spies", ()) == ()
+
+
+@pytest.mark.parametrize("body", [None, "raise ImportError('x')"])
+def test_the_hook_before_nothing(
+    body: str | None, hook: Callable[[], object], work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no sitecustomize comes next, or one that cannot be imported, the child goes on."""
+    monkeypatch.delenv(spy.WATCH, raising=False)
+    if body is not None:
+        (tmp_path / "sitecustomize.py").write_text(body)
+    monkeypatch.setattr(sys, "path", [str(HOOK.parent), str(tmp_path)])
+    hook()
+    assert (sys.modules["sitecustomize"] is None) == (body is None)
+
+
+def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+    """A root with a name that no folder has is an error of ours, which is a ValueError too."""
+    for name in ("a\0b", "\ud800"):
+        with pytest.raises(InvalidName, match="no folder can have"):
+            Watcher([Path(name)], spool=tmp_path)
+
+
+def test_a_library_that_is_not_there(
+    outcome: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To ask for a library that is missing is answered as ever while a run is on."""
+    monkeypatch.delitem(sys.modules, "polars", raising=False)
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(sys, "path_importer_cache", {})
+
+    def act() -> None:
+        assert importlib.util.find_spec("polars") is None
+
+    assert outcome(act) == {}
+    assert spy._Finder().find_spec("polars", None) is None
+
+
+def test_variables_of_a_childs_own(work: Path, tmp_path: Path) -> None:
+    """A search path that a child is given is kept behind the hook's folder."""
+    watcher = Watcher([work], spool=tmp_path / "spool")
+    assert watcher.environment({"PYTHONPATH": "/mine"})["PYTHONPATH"] == f"{HOOK.parent}{os.pathsep}/mine"
+    assert watcher.environment({})["PYTHONPATH"] == str(HOOK.parent)
 
 
 # --- what counts ----------------------------------------------------------------------------------------------

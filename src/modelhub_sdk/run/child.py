@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+import functools
+import io
 import json
 import math
 import os
@@ -15,18 +17,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from modelhub_sdk.errors import NotAllowed, NotFound, shown
 
 MAX_LINE = 1_000_000
 """Bytes of a line that is looked at as a metric; a longer one only passes through."""
 
+_T = TypeVar("_T")
+_BOM = b"\xef\xbb\xbf"
 _GRACE = 10.0  # seconds between asking a program to end and asking it less kindly
 _SETTLE = 0.5  # seconds that helpers of a program may go on after it, before they count as left behind
 _LINGER = 2.0  # seconds between asking those to end and ending them
 _LOOK = 0.1  # seconds between two looks whether the program has ended while others hold its output
 _CHUNK = 1 << 16
+_REST = 64  # chunks that are read of what has been written already, when nobody waits for more
 
 
 def run(
@@ -45,7 +50,7 @@ def run(
     Of a line that is a JSON object, or begins with one, *on_metrics* gets that object (VALOHAI.md: of
     several on one line the first counts).
 
-    Ctrl-C, SIGTERM and SIGHUP are handed on to the program and all that it has started, which is
+    Ctrl-C, SIGTERM, SIGHUP and SIGQUIT are handed on to the program and all that it has started, which is
     waited for, and killed when it does not end. What a program leaves running behind is ended with it,
     as at the end of a container. In another thread than the main one Python sees no signals: there the
     program stays in this process's own group, where Ctrl-C reaches it.
@@ -96,9 +101,10 @@ def _started(
             start_new_session=own,
         )
     except FileNotFoundError as error:
-        what = f"folder {shown(os.fsdecode(cwd), 200)}" if cwd and not os.path.isdir(cwd) else "program"
+        there = cwd is None or os.path.isdir(cwd)
+        what = "program" if there else f"folder {shown(os.fsdecode(cwd or ''), 200)}"
         raise NotFound(f"There is no {what}: {shown(str(error), 300)}.") from None
-    except (PermissionError, OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, IndexError) as error:  # of what is no command, too
         raise NotAllowed(f"The program cannot be run: {shown(str(error), 300)}.") from None
 
 
@@ -172,6 +178,9 @@ class _Child:
                 self._signal(number)
                 if self.follow(_LINGER, all_of_it=True):
                     return
+        for _ in range(_REST):  # whoever takes the metrics may be slow: all that has been written is read
+            if self._open and self._selector.select(0):
+                self._step(0)
         if self._open:
             self._on_problem("A process that the program left running still holds its output: not read on.")
 
@@ -183,13 +192,21 @@ class _Child:
         if not heard:
             self._lines = None
         for one in dict.fromkeys((number, signal.SIGTERM, signal.SIGKILL)):
-            if one not in self._sent:
-                self._signal(one)
             with suppress(KeyboardInterrupt, SystemExit):  # once more: less kindly at once
-                if self.follow(_GRACE):
+                if one not in self._sent:
+                    self._signal(one)
+                if self._hear_out(functools.partial(self.follow, _GRACE)):
                     break
         with suppress(KeyboardInterrupt, SystemExit):
-            self.finish()
+            self._hear_out(self.finish)
+
+    def _hear_out(self, act: Callable[[], _T]) -> _T:
+        """Do something, without metrics from when whoever takes them fails: the program has to end all the same."""
+        try:
+            return act()
+        except Exception:  # noqa: BLE001  # what began the end goes on, not this
+            self._lines = None
+            return act()
 
     def forward(self, number: int) -> None:
         """Hand a signal on."""
@@ -249,7 +266,7 @@ class _Lines:
     def _add(self, piece: bytes) -> None:
         if self._skipping or not piece:
             return
-        if not self._line and piece.lstrip()[:1] not in (b"{", b""):
+        if not self._line and piece.lstrip()[:1] not in (b"{", b"", _BOM[:1]):
             self._skipping = True  # a plain line of the log
             return
         self._line += piece
@@ -268,7 +285,7 @@ class _Lines:
         if skipping or not line.strip():
             return
         try:
-            text = line.decode("utf-8").strip()
+            text = line.decode("utf-8-sig").strip()
             found, _end = _DECODER.raw_decode(text)
         except (ValueError, RecursionError):
             return  # a plain line that begins with a brace
@@ -286,12 +303,13 @@ class _Screen:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may come in two pieces
 
     def show(self, data: bytes) -> None:
-        with suppress(OSError, ValueError, AttributeError):  # closed, or none: the program goes on
-            buffer = getattr(sys.stdout, "buffer", None)
-            if buffer is not None:
+        with suppress(
+            Exception
+        ):  # closed, none, or anything that the caller has put there: the program goes on
+            if isinstance(sys.stdout, io.TextIOWrapper):  # others may pass a buffer off that is not theirs
                 sys.stdout.flush()
-                buffer.write(data)
-                buffer.flush()
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
             else:
                 sys.stdout.write(self._decoder.decode(data))
                 sys.stdout.flush()
@@ -304,7 +322,7 @@ class _Signals:
     """
 
     def __init__(self, own: bool) -> None:
-        self._numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if own else ()
+        self._numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT) if own else ()
         self._child: _Child | None = None
         self._before: dict[int, Any] = {}
         self._waiting: list[int] = []

@@ -10,7 +10,7 @@ import sys
 import sysconfig
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from attrs import frozen
 
 from modelhub_sdk.blobs import disk
-from modelhub_sdk.errors import ModelHubError
+from modelhub_sdk.errors import InvalidName, ModelHubError, shown
 from modelhub_sdk.run import spy
 from modelhub_sdk.run.spy import Spy, State
 
@@ -122,6 +122,7 @@ class Watcher:
     What is not seen: readers that open in C or C++, except those that `spy` wraps; children that are
     given an environment without `environment()`, that are started with ``-I``, ``-E`` or ``-S``, or that
     are no Python; workers that are older than the run (a fork server, joblib's pool of an earlier run).
+    What ``os.open`` opens by ``dir_fd`` looks to Python's audit like a name of the working folder.
 
     Args:
         roots: folders whose files count.
@@ -159,10 +160,11 @@ class Watcher:
             os.environ.update(self.environment())
         spy.begin(self._spy)
 
-    def environment(self) -> dict[str, str]:
-        """Return the variables by which a Python child reports what it reads."""
+    def environment(self, variables: Mapping[str, str] = os.environ) -> dict[str, str]:
+        """Return what to add to a child's *variables*, so that it reports what it reads if it is Python."""
         told = [one for one in _told() if one != self._mine]
-        return {spy.WATCH: json.dumps([*told, self._mine]), "PYTHONPATH": os.pathsep.join([_HOOK, *_path()])}
+        path = os.pathsep.join([_HOOK, *_path(variables)])
+        return {spy.WATCH: json.dumps([*told, self._mine]), "PYTHONPATH": path}
 
     @property
     def overflow(self) -> int:
@@ -177,7 +179,8 @@ class Watcher:
             spy.end(self._spy)
             with _telling:
                 self._untell()
-            self._found = self._sorted_out()
+            with spy.Unseen():  # another watcher may be on
+                self._found = self._sorted_out()
         return self._found
 
     # --- inside ----------------------------------------------------------------------------------
@@ -194,7 +197,7 @@ class Watcher:
             os.environ[spy.WATCH] = json.dumps(rest)
             return
         os.environ.pop(spy.WATCH, None)
-        if path := _path():
+        if path := _path(os.environ):
             os.environ["PYTHONPATH"] = os.pathsep.join(path)
         else:
             os.environ.pop("PYTHONPATH", None)
@@ -231,11 +234,16 @@ class Watcher:
                 written[path] = min(row["at"], written.get(path, row["at"]))
             self._spy.overflow += "overflow" in row
         merged = _Merged()
+
+        def is_own(path: str, at: int) -> bool:
+            """Return whether the run had written the file before, by this name or its real one."""
+            return bool(written) and at > min(written.get(path, at), written.get(self._spy.real(path), at))
+
         for path, (state, at) in list(self._spy.read.items()):
-            if at <= written.get(path, at):
+            if not is_own(path, at):
                 merged.add(path, state, self._spy.before.get(path))
         for row in rows:
-            if (path := row.get("read")) is None or row["at"] > written.get(path, row["at"]):
+            if (path := row.get("read")) is None or is_own(path, row["at"]):
                 continue
             if path in merged.states or len(merged.states) < spy.MAX_FILES:
                 merged.add(path, row["state"], row.get("digest"))
@@ -250,8 +258,10 @@ class Watcher:
         except OSError:
             return
         for name in names:
-            with suppress(OSError), open(os.path.join(self._spy.spool, name), "rb") as lines:
-                yield from filter(None, map(_row, lines))
+            path = os.path.join(self._spy.spool, name)
+            if os.path.isfile(path):  # a pipe would never end
+                with suppress(OSError), open(path, "rb") as lines:
+                    yield from filter(None, map(_row, lines))
 
     def _root_of(self, path: str) -> str | None:
         """Return the longest root that a path lies under, by its name or by its real place."""
@@ -307,9 +317,9 @@ def _told() -> list[Any]:
     return told if isinstance(told, list) else []
 
 
-def _path() -> list[str]:
+def _path(variables: Mapping[str, str]) -> list[str]:
     """Return ``$PYTHONPATH`` without our folder; empty parts stay, they mean the working folder."""
-    path = os.environ.get("PYTHONPATH")
+    path = variables.get("PYTHONPATH")
     return [one for one in path.split(os.pathsep) if one != _HOOK] if path else []
 
 
@@ -321,10 +331,11 @@ def _row(line: bytes) -> dict[str, Any] | None:
         if "read" in row:
             size, mtime, inode = row["state"]
             row["state"] = (int(size), int(mtime), int(inode))
-        fits = all(isinstance(row.get(name, ""), str) for name in ("read", "wrote", "digest"))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        paths = [os.fsencode(row[name]) for name in ("read", "wrote") if name in row]
+        fits = isinstance(row.get("digest", ""), str)
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
         return None
-    return row if fits else None
+    return row if fits and not any(b"\0" in path for path in paths) else None
 
 
 def _told_name(path: str) -> str:
@@ -335,7 +346,13 @@ def _told_name(path: str) -> str:
 def _both_ways(places: Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
     """Return folders as they are named and as they are reached: a working folder is always without links."""
     named = [os.path.abspath(place) for place in places]
-    return tuple(dict.fromkeys([*named, *map(os.path.realpath, named)]))
+    try:
+        return tuple(dict.fromkeys([*named, *map(os.path.realpath, named)]))
+    except ValueError:  # a NUL, half a character
+        raise InvalidName(
+            f"A name that no folder can have: {shown(str(named), 200)}.",
+            hint="Name the folders that are to be watched.",
+        ) from None
 
 
 def _inside(folder: str) -> str:

@@ -36,6 +36,9 @@ MAX_HASH = 1_000_000_000
 MAX_HASHED = 10_000_000_000
 """Bytes that one process hashes of all files that it overwrites: a removed folder of terabytes is not read again."""
 
+MAX_FOLDERS = 10_000
+"""Folders whose real names are kept at hand."""
+
 State = tuple[int, int, int]  # size, mtime in ns, inode
 Noted = tuple[State, int]  # how a file was when it was first read, and when that was (time.monotonic_ns)
 
@@ -60,11 +63,13 @@ class Spy:
         self.spool = spool
         self.read: dict[str, Noted] = {}
         self.before: dict[str, str] = {}  # digests of what was overwritten or moved since
-        self.written: dict[str, int] = {}  # what the run wrote, and when it first did
+        self.written: dict[str, int] = {}  # what the run wrote, by each of its names, and when it first did
         self.overflow = 0
         self.pid = os.getpid()
         self.reports = False  # in a child: write to the spool
         self._left = MAX_HASHED
+        self._names: dict[str, list[str]] = {}  # of what was read through links: by its real name
+        self._folders: dict[str, str] = {}  # their real names
 
     def wants(self, path: str) -> bool:
         """Return whether a file may count as one that was read."""
@@ -78,8 +83,13 @@ class Spy:
             found = os.stat(path)
         except (OSError, ValueError):
             return
-        if not stat.S_ISREG(found.st_mode) or self._full(self.read):
+        if not stat.S_ISREG(found.st_mode):
             return
+        real = self.real(path)
+        if real in self.written or self._full(self.read):
+            return
+        if real != path:
+            self._names.setdefault(real, []).append(path)
         noted = ((found.st_size, found.st_mtime_ns, found.st_ino), time.monotonic_ns())
         if self.read.setdefault(path, noted) is noted:
             self._report({"read": path, "state": noted[0], "at": noted[1]})
@@ -88,13 +98,23 @@ class Spy:
         """Take note that *path* is about to be written: what it was is hashed first, if it was read."""
         if path in self.written:
             return
-        self.keep(path)
-        if not self._full(self.written):
-            at = self.written.setdefault(path, time.monotonic_ns())
-            self._report({"wrote": path, "at": at})
+        real = self.real(path)
+        for name in dict.fromkeys((path, real, *self._names.get(real, ()))):
+            self._keep(name)
+        for name in dict.fromkeys((path, real)):
+            if name not in self.written and not self._full(self.written):
+                at = self.written.setdefault(name, time.monotonic_ns())
+                self._report({"wrote": name, "at": at})
 
     def keep(self, path: str) -> None:
-        """Hash *path*, which is about to be another or nowhere, if it was read and is still as it was."""
+        """Hash *path*, which is about to be another or nowhere, if it was read, by whatever name."""
+        real = self._placed(path)
+        for name in dict.fromkeys((path, real, *self._names.get(real, ()))):
+            self._keep(name)
+        self.forget()
+
+    def _keep(self, path: str) -> None:
+        """Hash a file that was read, if it is still as it was."""
         noted = self.read.get(path)
         if noted is None or path in self.before:
             return
@@ -105,10 +125,15 @@ class Spy:
 
     def keep_below(self, folder: str) -> None:
         """Do as `keep` does for each file below a folder."""
-        below = _closed(folder)
+        below = (_closed(folder), _closed(os.path.realpath(folder)))
         for path in list(self.read):
             if path.startswith(below):
-                self.keep(path)
+                self._keep(path)
+        for real, names in list(self._names.items()):
+            if real.startswith(below):
+                for path in names:
+                    self._keep(path)
+        self.forget()
 
     def moves(self, source: str, target: str) -> None:
         """Take note that *source* is about to become *target*.
@@ -129,6 +154,31 @@ class Spy:
                     self.overwrites(target)
             else:
                 self.written.pop(target, None)
+
+    def links(self, source: str, target: str) -> None:
+        """Take note that *target* is about to be one more name of *source*: what the run made or read stays that."""
+        known = source in self.written or source in self.read or self.real(source) in self.written
+        if known and self.wants(target) and not os.path.lexists(target):
+            self.overwrites(target)
+
+    def forget(self) -> None:
+        """Look at each folder anew: what is a link, and whereto, is about to change."""
+        self._folders.clear()
+
+    def real(self, path: str) -> str:
+        """Return the name of a file without links; a folder is looked at once, until something is moved or removed."""
+        placed = self._placed(path)
+        return os.path.realpath(placed) if os.path.islink(placed) else placed
+
+    def _placed(self, path: str) -> str:
+        """Return the name of a file, which may be a link, in a folder without links."""
+        folder, _, name = path.rpartition(os.sep)
+        real = self._folders.get(folder)
+        if real is None:
+            if len(self._folders) > MAX_FOLDERS:
+                self.forget()
+            real = self._folders[folder] = os.path.realpath(folder or os.sep).rstrip(os.sep)
+        return real + os.sep + name
 
     def forked(self) -> None:
         """Go on in a forked child: what it reads is reported to the parent."""
@@ -227,6 +277,17 @@ def _unheard(act: Callable[..., None]) -> Callable[..., None]:
 
     quiet.__name__, quiet.__doc__ = act.__name__, act.__doc__
     return quiet
+
+
+class Unseen:
+    """What this thread reads and writes within the block is no part of a run: it is this package's own work."""
+
+    def __enter__(self) -> None:
+        self._before = getattr(_local, "busy", False)
+        _local.busy = True
+
+    def __exit__(self, *_: object) -> None:
+        _local.busy = self._before
 
 
 @_unheard
@@ -337,10 +398,11 @@ def _opened(args: tuple[Any, ...]) -> None:
 
 
 def _may_succeed(path: str, flags: int) -> bool:
-    """Return False for a file that is to be new and is there, or is to be there and is not."""
-    if not flags & os.O_CREAT:
-        return os.path.lexists(path)
-    return not (flags & os.O_EXCL and os.path.lexists(path))
+    """Return False for a file that is to be new and is there, is to be there and is not, or is read-only."""
+    if not os.path.lexists(path):
+        return bool(flags & os.O_CREAT)
+    exclusive = flags & os.O_CREAT and flags & os.O_EXCL
+    return not exclusive and (os.access(path, os.W_OK) or not os.path.exists(path))
 
 
 def _moved(args: tuple[Any, ...]) -> None:
@@ -348,6 +410,18 @@ def _moved(args: tuple[Any, ...]) -> None:
     if source is not None and target is not None:
         for spy in _spies:
             spy.moves(source, target)
+
+
+def _linked(args: tuple[Any, ...]) -> None:
+    source, target = _absolute(args[0], args[2]), _absolute(args[1], args[3])
+    if source is not None and target is not None:
+        for spy in _spies:
+            spy.links(source, target)
+
+
+def _symlinked(_args: tuple[Any, ...]) -> None:
+    for spy in _spies:
+        spy.forget()
 
 
 def _removed(args: tuple[Any, ...]) -> None:
@@ -388,6 +462,8 @@ def _database(args: tuple[Any, ...]) -> None:
 _EVENTS: dict[str, Callable[[tuple[Any, ...]], None]] = {
     "open": _opened,
     "os.rename": _moved,
+    "os.link": _linked,
+    "os.symlink": _symlinked,
     "os.remove": _removed,
     "os.truncate": _truncated,
     "shutil.rmtree": _folder_removed,
@@ -404,7 +480,7 @@ def _absolute(path: Any, folder: int | None = None) -> str | None:
             return None
         path = os.fsdecode(path)
     if not path.startswith(os.sep):
-        path = os.path.join(os.getcwd(), path)
+        path = os.getcwd() + os.sep + path
     if "/." in path or "//" in path:
         path = os.path.normpath(path)
     return path if "\0" not in path else None
@@ -546,8 +622,10 @@ class _Finder:
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
         if name not in _READERS and name not in _WRITERS:
             return None
-        for finder in sys.meta_path:
-            if isinstance(finder, _Finder) or not hasattr(finder, "find_spec"):
+        # Those before this one had their turn. One of them may be that of another copy of this module.
+        place = sys.meta_path.index(self) if self in sys.meta_path else len(sys.meta_path)
+        for finder in sys.meta_path[place + 1 :]:
+            if not hasattr(finder, "find_spec"):
                 continue
             spec = finder.find_spec(name, path, target)
             if spec is not None and spec.loader is not None and hasattr(spec.loader, "exec_module"):

@@ -9,7 +9,7 @@ def _begin():  # type: ignore[no-untyped-def]  # read by older Pythons too
     try:
         import importlib.machinery
 
-        if sys.version_info >= (3, 8) and os.environ.get("MODELHUB_RUN_WATCH"):
+        if sys.version_info >= (3, 9) and os.environ.get("MODELHUB_RUN_WATCH"):
             place = os.path.join(os.path.dirname(here), "spy.py")
             spy = type(sys)("_modelhub_spy")  # by hand: importlib.util takes its time, in every child
             spy.__file__ = place
