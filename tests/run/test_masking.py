@@ -102,6 +102,7 @@ def test_secret_names(name: str) -> None:
     assert masking.mapping({name: "hunter"}) == {name: "***"}
     for argv in ([f"--{name}", "hunter"], [f"--{name}=hunter"], [f"{name}=hunter"]):
         assert "hunter" not in masking.command(argv)
+        assert "hunter" not in masking.line(" ".join(["python", "-u", "t.py", *argv, "--lr", "1"]))
 
 
 @pytest.mark.parametrize("name", HARMLESS)
@@ -110,6 +111,8 @@ def test_harmless_names(name: str) -> None:
     assert masking.mapping({name: "some"}) == {name: "some"}
     assert masking.command([f"--{name}", "some"]) == f"--{name} some"
     assert masking.command([f"{name}=some"]) == f"{name}=some"
+    for line in (f"x --{name} some", f"x --{name}=some", f"{name}=some x"):
+        assert masking.line(line) == line
 
 
 def test_numbers() -> None:
@@ -163,6 +166,24 @@ def test_command() -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "masked"),
+    [
+        ("a --api-key=x; b && TOKEN=y c", "a --api-key=***; b && TOKEN=*** c"),
+        ("curl -u me:pw https://a:b@h/x", "curl -u *** https://h/x"),
+        (
+            'a -token x\nb --password \'l o\' --secret "q\\" r"',
+            "a -token ***\nb --password '***' --secret \"***\"",
+        ),
+        ("a '--password=x y'", "a '--password=***'"),
+        ("a --use-auth --lr 1 --token '' -p 8", "a --use-auth --lr 1 --token '' -p 8"),
+    ],
+)
+def test_line(line: str, masked: str) -> None:
+    """A line for a shell loses what the words of a command lose, and stays a line for a shell."""
+    assert masking.line(line) == masked
+
+
+@pytest.mark.parametrize(
     ("text", "masked"),
     [
         ("password=abc host=h", "password=*** host=h"),
@@ -189,4 +210,5 @@ def test_rubbish(text: str) -> None:
     masking.url(text)
     masking.text(text)
     masking.command([text, "--token", text])
+    masking.line(text)
     assert masking.mapping({"password": text})["password"] in ("***", "")

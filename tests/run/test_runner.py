@@ -277,6 +277,54 @@ def test_a_pipeline_follows_its_edges(reg: Registry, tmp_path: Path) -> None:
     assert [record.params.get("rows") for record in again] == [5, 5, None]
 
 
+SECRETS = """
+- step:
+    name: first
+    image: x
+    command: python first.py {parameters} --password={parameter-value:api_key}
+    parameters:
+      - name: api_key
+        type: string
+        default: zzz-secret
+- step:
+    name: second
+    image: x
+    command: python second.py --token {parameter-value:hf_token}
+    parameters:
+      - name: hf_token
+        type: string
+        default: none
+- pipeline:
+    name: both
+    nodes:
+      - name: first
+        type: execution
+        step: first
+      - name: second
+        type: execution
+        step: second
+    edges:
+      - [first.parameter.api_key, second.parameter.hf_token]
+"""
+
+
+def test_a_secret_parameter_reaches_the_step_and_no_record(tmp_path: Path) -> None:
+    """Steps get secret parameters as they are; record, messages and all that is written have ``***``."""
+    good = "import sys; assert 'zzz-secret' in ' '.join(sys.argv), sys.argv"
+    folder = project(tmp_path / "p", SECRETS, first_py=good, second_py=good + "; sys.exit(3)")
+    with hub.open(f"sqlite:///{tmp_path / 'reg' / 'models.db'}", cache_dir=tmp_path / "cache") as reg:
+        with pytest.raises(ChildFailed) as caught:
+            reg.run_pipeline(folder, "both")
+        first, second = sorted(reg.runs(), key=lambda run: run.started_at)
+        assert "zzz-secret" not in f"{caught.value} {first} {second}"
+        assert first.params["api_key"] == "***"
+        assert (first.command or "").endswith("--password='***'")
+        assert (second.command or "").endswith("--token '***'")
+    for path in tmp_path.rglob("*"):
+        if path.is_file() and folder not in path.parents:
+            assert b"zzz-secret" not in path.read_bytes(), path
+
+
 def test_a_pipeline_that_fails(reg: Registry, tmp_path: Path) -> None:
     """A node that fails ends the pipeline; with on-error the nodes that need it are left out."""
     with pytest.raises(ChildFailed, match="status 2"):
@@ -403,7 +451,7 @@ def test_what_a_command_begins_with(tmp_path: Path, caplog: pytest.LogCaptureFix
     from modelhub_sdk.run.steps import StepPlan
 
     (tmp_path / "a.py").write_text("")
-    assert runner._entry(StepPlan("s", "i", "x && python ./a.py 'unclosed", tmp_path))[0] == "a.py"
-    assert runner._entry(StepPlan("s", "i", "echo", tmp_path)) == (None, None)
+    assert runner._entry(StepPlan("s", "i", "x && python ./a.py 'unclosed", "", tmp_path))[0] == "a.py"
+    assert runner._entry(StepPlan("s", "i", "echo", "", tmp_path)) == (None, None)
     with caplog.at_level(logging.WARNING):
         assert caplog.records == []

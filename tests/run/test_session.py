@@ -201,7 +201,7 @@ def test_parameters_that_cannot_be_stored(reg: Registry) -> None:
         run.params |= {"good": 1, "raw": b"bytes", "object": object()}
     record = reg.run(run.id)
     assert (record.status, record.params["good"]) == ("completed", 1)
-    assert any("raw" in alert.message for alert in record.alerts)
+    assert [alert.key for alert in record.alerts if "raw" in alert.message] == ["raw"]
 
 
 @pytest.mark.parametrize("bad", [{"x": b"bytes"}, {"": 1}, 7, {"x": 1j}])
@@ -565,6 +565,7 @@ def test_the_default_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     [
         ({"name": 7}, InvalidName), ({"name": ""}, InvalidName), ({"id": 7}, InvalidName), ({"tags": "x"}, InvalidName),
         ({"keep": "some"}, InvalidDocument), ({"outputs": 7}, InvalidName), ({"project": "Bad Name"}, InvalidName),
+        ({"roots": ["a\0b"]}, InvalidName),
     ],
 )  # fmt: skip
 def test_bad_arguments_start_nothing(

@@ -25,7 +25,7 @@ from urllib.parse import unquote
 
 from modelhub_sdk.domain.values import Frozen, Opaque
 
-__all__ = ["MASK", "command", "mapping", "text", "url"]
+__all__ = ["MASK", "command", "line", "mapping", "text", "url"]
 
 MASK: Final = "***"
 """What stands in the place of a secret."""
@@ -84,6 +84,13 @@ _ASSIGNMENT: Final = re.compile(
     r"(?<![\w.-])(?P<name>[A-Za-z_][\w.-]{0,63})(?P<close>[\"']?)(?P<sign>\s{0,4}=\s{0,4}|\s{0,4}:\s{1,4}|:)"
     r"(?P<value>\"[^\"]*\"|'[^']*'|(?:Bearer|Basic|Token|Digest)\s+[^\s'\"]+|[^\s,;&'\")\]}]+)"
 )
+_OPTION: Final = re.compile(
+    r"(?<![^\s\"'=])-(?P<name>u|-?[A-Za-z][\w.-]+)(?P<gap>[ \t]+|=)"
+    r"(?P<value>\"(?:[^\"\\]|\\.)*\"|'[^']*'|(?!--)[^\s;&|\"']+)"
+)
+_QUOTED_OPTION: Final = re.compile(
+    r"(?P<quote>[\"'])(?P<option>--?(?P<name>[A-Za-z][\w.-]+)=)(?P<value>.+?)(?P=quote)"
+)
 _SCHEMED: Final = re.compile(r"\b(Bearer|Basic)\s+(?=[^\s'\"]*[\d=_.-])[^\s'\"]{8,}")
 _SHAPES: Final = re.compile(
     r"(?<![A-Za-z0-9])(?:(?:gh[pousr]|github_pat|glpat|hf|xox[abp]|sk|pypi)[-_][A-Za-z0-9_-]{20,}"
@@ -130,6 +137,14 @@ def command(argv: Sequence[str]) -> str:
             word = text(word)
         words.append(word)
     return shlex.join(words)
+
+
+def line(shell: str) -> str:
+    """Return a line, or several, for a shell with secrets replaced as `command` replaces them.
+
+    The line is not parsed: a value with quotes in the midst of it, or from a variable, is not known.
+    """
+    return text(_OPTION.sub(_option, _QUOTED_OPTION.sub(_quoted_option, shell)))
 
 
 def mapping(params: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -236,6 +251,21 @@ def _query_piece(match: re.Match[str]) -> str:
     name, value = unquote(match[2]), unquote(match[3])
     hidden = _QUERY_SECRET.search(name) or _strength(_words_of(name)) or _USERINFO_INSIDE.search(value)
     return f"{match[1]}{match[2]}={MASK}" if hidden else match[0]
+
+
+def _option(match: re.Match[str]) -> str:
+    value = match["value"]
+    quote = value[0] if value[0] in "\"'" else ""
+    inner = value[1:-1] if quote else value
+    if not inner or not _hidden(match["name"].lstrip("-"), inner):
+        return match[0]
+    return f"-{match['name']}{match['gap']}{quote}{MASK}{quote}"
+
+
+def _quoted_option(match: re.Match[str]) -> str:
+    if not _hidden(match["name"], match["value"]):
+        return match[0]
+    return f"{match['quote']}{match['option']}{MASK}{match['quote']}"
 
 
 def _assignment(match: re.Match[str]) -> str:

@@ -62,7 +62,7 @@ def _run(
     where = Path(reg._core.cache().path) / "runs"
     run_id = id if id is not None else reg._core.new_id()
     work = where / run_id / "valohai"
-    captured = code.capture(plan.folder, argv=[plan.command])
+    captured = code.capture(plan.folder)
     entry, digest = _entry(plan)
     run = Run(
         reg,
@@ -81,7 +81,7 @@ def _run(
         facts={
             "step": plan.name,
             "pipeline": around.pipeline,
-            "command": plan.command,
+            "command": plan.told,
             "code": evolve(captured.code, entry=entry, script=digest),
             "root": captured.root,
             "image": None,
@@ -158,7 +158,7 @@ def _called(run: Run, plan: StepPlan, work: Path) -> None:
         run.call(command, cwd=plan.folder, env={**plan.environment, **variables})
     except ChildFailed as failure:
         raise ChildFailed(
-            f"The step {shown(plan.name)} ended with status {failure.status}: {shown(plan.command, 200)}.",
+            f"The step {shown(plan.name)} ended with status {failure.status}: {shown(plan.told, 200)}.",
             hint="Its output says why.",
             status=failure.status,
             run_id=run.id,
@@ -190,7 +190,7 @@ def run_pipeline(
     plan = steps.pipeline(project, name)
     given = {"parameters": _parameters(parameters, plan), "inputs": _by_node(inputs or {}, plan)}
     group = f"{name}-{reg._core.new_id()[:16]}"
-    done: dict[str, RunRecord] = {}
+    done: dict[str, tuple[StepPlan, RunRecord]] = {}
     skipped: set[str] = set()
     failure: ModelHubError | None = None
     for node in plan.nodes:
@@ -200,7 +200,7 @@ def run_pipeline(
         wanted = _node_plan(reg, project, plan, node, given, done)
         try:
             around = _Around(node.name, plan.name, group)
-            done[node.name] = _run(reg, wanted, keep=keep, around=around)
+            done[node.name] = wanted, _run(reg, wanted, keep=keep, around=around)
         except ChildFailed as error:
             if node.on_error not in ("continue", "stop-next"):
                 raise
@@ -208,7 +208,7 @@ def run_pipeline(
             skipped.add(node.name)
     if failure is not None and not done:
         raise failure
-    return tuple(done.values())
+    return tuple(record for _plan, record in done.values())
 
 
 def _parameters(given: Mapping[str, Any] | None, plan: steps.PipelinePlan) -> dict[str, dict[str, Any]]:
@@ -245,7 +245,7 @@ def _node_plan(
     plan: steps.PipelinePlan,
     node: steps.PipelineNode,
     given: Mapping[str, dict[str, dict[str, Any]]],
-    done: Mapping[str, RunRecord],
+    done: Mapping[str, tuple[StepPlan, RunRecord]],
 ) -> StepPlan:
     """Return the plan of a node, with what its edges bring."""
     uris: dict[str, list[str]] = {}
@@ -254,9 +254,9 @@ def _node_plan(
     for edge in plan.edges:
         if edge.target != node.name or edge.source not in done:
             continue
-        record = done[edge.source]
-        if edge.target_what == "parameter":
-            source: Mapping[str, Any] = record.metrics if edge.what == "metadata" else record.params
+        ran, record = done[edge.source]
+        if edge.target_what == "parameter":  # of the plan: a record has no secrets
+            source: Mapping[str, Any] = record.metrics if edge.what == "metadata" else ran.params
             if edge.key not in source:
                 raise NotFound(
                     f"The node {shown(edge.source)} has no {edge.what} {shown(edge.key)} for {shown(edge.target)}.",

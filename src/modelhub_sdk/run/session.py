@@ -275,7 +275,7 @@ class Run:
         self._on()
         variables = {**os.environ, active.RUN_ID: self.id, **(env or {})}
         if self._watcher is not None:
-            variables |= self._watcher.environment()
+            variables |= self._watcher.environment(variables)
         if self.outputs is not None:
             variables.setdefault("VH_OUTPUTS_DIR", str(self.outputs))
         status = child.run(
@@ -287,7 +287,7 @@ class Run:
         )
         if status and check:
             raise ChildFailed(
-                f"{shown(masking.command([command] if isinstance(command, str) else list(command)), 200)}"
+                f"{shown(masking.line(command) if isinstance(command, str) else masking.command(command), 200)}"
                 f" ended with status {status}.",
                 hint="Its output says why; check=False goes on.",
                 status=status,
@@ -359,6 +359,8 @@ class Run:
             self._code = evolve(self._code, code=facts["code"], root=facts.get("root"))
         if facts.get("image"):
             found = evolve(found, image=facts["image"])
+        if "reads" in self._capture:
+            self._watcher = self._watching(roots)
 
         def decide(view: View, seal: Sealer) -> list[Event]:
             self._attempt = runs.attempts(view, self.id) + 1
@@ -387,23 +389,22 @@ class Run:
         if self._attempt == 1 and self._outputs is not None:
             self._outputs.note_what_is_there()
         self._set(active.RUN_ID, self.id)
-        if "reads" in self._capture:
-            self._watch(roots)
+        if self._watcher is not None:
+            self._watcher.start()
         threading.Thread(target=self._beat, name="modelhub-run", daemon=True).start()
         atexit.register(self._at_exit)
 
-    def _watch(self, roots: Iterable[str | os.PathLike[str]]) -> None:
+    def _watching(self, roots: Iterable[str | os.PathLike[str]]) -> Watcher:
         core, root = self._registry._core, self._code.root
         exclude = [Path(core.cache().path), *map(Path, self._registry._own())]
         if self.outputs is not None:
             exclude.append(self.outputs)
-        self._watcher = Watcher(
+        return Watcher(
             [Path.cwd(), *map(Path, listed(roots, "roots"))],
             exclude=exclude,
             tracked=frozenset if root is None else functools.partial(code.tracked_files, root),
             spool=self._folder / "reads",
         )
-        self._watcher.start()
 
     def _set(self, name: str, value: str) -> None:
         self._environ.setdefault(name, os.environ.get(name))
@@ -475,14 +476,15 @@ class Run:
             status, exit_status = _outcome(error)
             self._release(keep_files=True)
             inputs = self._all_inputs(reads)
+            params = self._params()
             failure: ModelHubError | None = None
             try:
-                report = self._ingest(status, inputs, duration)
+                report = self._ingest(status, inputs, params, duration)
                 self._alerts += report.alerts
             except ModelHubError as problem:
                 failure = problem
                 self._alerts.append(Alert(f"The outputs were not stored: {problem.message}"))
-            self._record(status, exit_status, error, inputs, unseen, duration)
+            self._record(status, exit_status, error, inputs, params, unseen, duration)
             self._metrics.close()
             if self._outputs is not None:
                 self._outputs.remove_if_empty()
@@ -511,7 +513,9 @@ class Run:
             if not keep_files:
                 self._outputs.remove_if_empty()
 
-    def _ingest(self, status: str, inputs: Sequence[RunInput], duration: float) -> IngestReport:
+    def _ingest(
+        self, status: str, inputs: Sequence[RunInput], params: Mapping[str, Value], duration: float
+    ) -> IngestReport:
         from modelhub_sdk.ingest import IngestSession, ingest
 
         if self._outputs is None or self._outputs.is_untouched():
@@ -521,7 +525,7 @@ class Run:
             self._outputs.path,
             run=self.id,
             metrics=self._metrics.last(),
-            params=self._params(),
+            params=params,
             inputs=tuple(one.uri for one in inputs if _is_ours(one.uri)),
             idempotency_key=None,
             keep=self._keep,
@@ -553,11 +557,11 @@ class Run:
         exit_status: int | None,
         error: BaseException | None,
         inputs: Sequence[RunInput],
+        params: Mapping[str, Value],
         unseen: Sequence[str],
         duration: float,
     ) -> None:
         core = self._registry._core
-        params = self._params()
         changed = {key: value for key, value in params.items() if self._started_with.get(key, ...) != value}
         rows = self._metrics.rows()
         series = core.artifacts().put_bytes(codec.dumps(rows)) if rows else None

@@ -43,11 +43,15 @@ class Project:
 
 @frozen
 class StepPlan:
-    """A step with everything that is needed to run it. `command` is a line for the shell."""
+    """A step with everything that is needed to run it.
+
+    `command` is a line for the shell, `told` the same without secrets: as it may be recorded.
+    """
 
     name: str
     image: str
     command: str
+    told: str
     folder: Path
     params: Mapping[str, Any] = Frozen()
     inputs: tuple[InputSpec, ...] = ()
@@ -163,7 +167,7 @@ def plan(
         if name not in found.inputs:
             raise _missing("input", name, found.inputs, f"step {step}")
     try:
-        commands = found.build_command(given)
+        command, told = (_joined(found.build_command(values)) for values in (given, _masked(given)))
     except Exception as error:  # noqa: BLE001  # whatever the template's interpolation raises
         raise InvalidDocument(
             f"The command of step {shown(step)} cannot be built: {_one_line(error)}"
@@ -176,7 +180,8 @@ def plan(
     return StepPlan(
         name=step,
         image=found.image,
-        command=_joined(commands),
+        command=command,
+        told=masking.line(told),
         folder=project.folder,
         params=Frozen(flat),
         inputs=tuple(_input(one, inputs.get(name, _DEFAULT)) for name, one in found.inputs.items()),
@@ -198,6 +203,15 @@ def _mapping(what: str, given: Mapping[str, Any] | None) -> Mapping[str, Any]:
     if given is not None and not isinstance(given, Mapping):
         raise InvalidName(f"{what} is {shown(given)}.", hint=f'Pass a mapping: {what}={{"name": …}}.')
     return given or {}
+
+
+def _masked(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters without secrets, in a form in which a command can still be built of them."""
+    masked = masking.mapping(given)
+    return {
+        name: [masking.MASK] if masked[name] == masking.MASK and isinstance(value, list) else masked[name]
+        for name, value in given.items()
+    }
 
 
 def _joined(commands: Iterable[str]) -> str:
