@@ -112,6 +112,7 @@ __all__ = [
     "UnsafeStore",
     "Use",
     "Verification",
+    "cache",
     "open",
     "resolve",
     "start_run",
@@ -119,6 +120,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from modelhub_sdk import cache
     from modelhub_sdk.domain.compare import Comparison
     from modelhub_sdk.domain.entities import (
         Alert,
@@ -168,6 +170,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "cache":
+        return importlib.import_module(f"{__name__}.cache")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -24,6 +24,7 @@ from modelhub_sdk import surroundings
 from modelhub_sdk.blobs.cache import Cache
 from modelhub_sdk.blobs.store import BlobStore
 from modelhub_sdk.domain import events as ev
+from modelhub_sdk.domain.entities import File
 from modelhub_sdk.domain.events import Entry, Event, Sealer
 from modelhub_sdk.domain.values import Frozen
 from modelhub_sdk.errors import (
@@ -41,7 +42,7 @@ from modelhub_sdk.errors import (
     StoreUnavailable,
     shown,
 )
-from modelhub_sdk.formats import codec
+from modelhub_sdk.formats import codec, manifest
 from modelhub_sdk.index.queries import NOW, View
 from modelhub_sdk.ports import Record, SequenceTaken
 from modelhub_sdk.stores.ledger import Ledger
@@ -53,6 +54,7 @@ PATIENCE = 120.0
 """Seconds that a commit keeps trying against other writers before `Busy`."""
 
 _DOCUMENTS = 32_000_000  # bytes of manifests and the like that a handle remembers
+_MANIFESTS = 100_000  # files in decoded manifests, likewise
 _UNCLEAR = 4  # answers of "unknown whether stored" before the caller is told
 _SKEW = timedelta(minutes=5)
 T = TypeVar("T")
@@ -87,6 +89,8 @@ class Core:
     cache_made: Cache | None = field(default=None, repr=False)
     drained: float = field(default=0.0)
     documents: dict[str, bytes] = field(factory=dict, repr=False)
+    manifests: dict[str, tuple[File, ...]] = field(factory=dict, repr=False)
+    remembered: dict[Path, tuple[object, float]] = field(factory=dict, repr=False)
     closed: bool = False
 
     # --- parts ---------------------------------------------------------------------------------
@@ -248,6 +252,20 @@ class Core:
             while self.documents and sum(map(len, self.documents.values())) + len(found) > _DOCUMENTS:
                 self.documents.pop(next(iter(self.documents)))
             self.documents[digest] = found
+        return found
+
+    def manifest(self, digest: str, source: str = "manifest") -> tuple[File, ...]:
+        """Return the files of the manifest that is the document *digest*; those read lately are remembered.
+
+        Raises:
+            InvalidDocument: it is no manifest; *source* says whose.
+        """
+        found = self.manifests.get(digest)
+        if found is None:
+            found = manifest.decode(self.document(digest), source=source)
+            while self.manifests and sum(map(len, self.manifests.values())) + len(found) > _MANIFESTS:
+                self.manifests.pop(next(iter(self.manifests)))
+            self.manifests[digest] = found
         return found
 
     def close(self) -> None:

@@ -272,7 +272,7 @@ class RegistryView:
                 documents = view.documents()
                 sets = data.all_holding(view, digest, self._core.document)
             for model, number, document in documents:
-                if any(file.digest == digest for file in manifest.decode(self._core.document(document))):
+                if any(file.digest == digest for file in self._core.manifest(document)):
                     keys.append((model, number))
         with self._core.view(self._at) as view:
             found = view._load(sorted(set(keys)))
@@ -662,7 +662,7 @@ class RegistryView:
             document = data.born(view, version.dataset, version.number).document
         if document is None:
             return version
-        return evolve(version, files=manifest.decode(self._core.document(document), source=version.uri))
+        return evolve(version, files=self._core.manifest(document, version.uri))
 
     def _whole(self, version: ModelVersion) -> ModelVersion:
         """Fill in the files of a version whose manifest stands in a document."""
@@ -672,7 +672,7 @@ class RegistryView:
             document = view.registered(version.model, version.number).document
         if document is None:
             return version
-        return evolve(version, files=manifest.decode(self._core.document(document), source=version.uri))
+        return evolve(version, files=self._core.manifest(document, version.uri))
 
 
 def _file_of(folder: str, path: str) -> File:

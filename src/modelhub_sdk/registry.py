@@ -792,7 +792,7 @@ class Registry(RegistryView):
             born = view.registered(version.model, version.number)
         if born.document is None:
             return born.files
-        return manifest.decode(self._core.document(born.document), source=version.uri)
+        return self._core.manifest(born.document, version.uri)
 
     def _free(self, digests: set[str]) -> None:
         """Delete the bytes that nothing needs any more, looking again right before each."""
@@ -817,7 +817,7 @@ class Registry(RegistryView):
         for document, purged in documents:
             gone = frozenset() if purged is None else purged[3]
             if gone is not None:
-                files = manifest.decode(self._core.document(document))
+                files = self._core.manifest(document)
                 needed |= {file.digest for file in files if file.path not in gone}
         for event in ingests:
             needed |= kept_outputs(event, self._core.document)

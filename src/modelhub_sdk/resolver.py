@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import threading
+import time
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -52,7 +53,7 @@ from modelhub_sdk.errors import (
     nearest,
     shown,
 )
-from modelhub_sdk.formats import codec, manifest
+from modelhub_sdk.formats import codec
 from modelhub_sdk.index import data
 from modelhub_sdk.index.queries import NOW, View
 from modelhub_sdk.ports import Note
@@ -62,6 +63,9 @@ log = logging.getLogger("modelhub_sdk")
 
 _WAIT = 0.5  # seconds that an inference waits for the record of its use; then it is spooled
 _URI: TypeAlias = ModelURI | DatasetURI | DatumURI
+_REMEMBERED_FOR = (
+    60.0  # seconds for which what a name meant is not written down again, while it means the same
+)
 _SPOOLED = 200  # spooled uses delivered along with a new one
 
 
@@ -171,7 +175,7 @@ def _pin_model(core: Core, at: int, uri: ModelURI, route_key: str | None) -> _Pi
         document = None if version.files else view.registered(uri.name, number).document
         purge = View(view.sql).purge(uri.name, number)  # what is gone is gone, also for a view of the past
     if document is not None and (purge is None or purge[3] is not None):
-        version = evolve(version, files=manifest.decode(core.document(document), source=version.uri))
+        version = evolve(version, files=core.manifest(document, version.uri))
     if purge is None:
         return _Pinned(version, version.files, as_of, require)
     gone = ("*",) if purge[3] is None else tuple(sorted(purge[3]))
@@ -185,7 +189,7 @@ def _pin_dataset(core: Core, at: int, uri: DatasetURI) -> _Pinned:
         version = data.version(view, uri.name, number)
         document = data.born(view, uri.name, number).document
     if document is not None:
-        version = evolve(version, files=manifest.decode(core.document(document), source=version.uri))
+        version = evolve(version, files=core.manifest(document, version.uri))
     return _Pinned(version, version.files, as_of)
 
 
@@ -316,9 +320,11 @@ def _placed(
     overwrite: bool,
 ) -> Path:
     cache = core.cache()
+    whole = wanted is pinned.files and not isinstance(pinned.version, Datum)
+    digest = pinned.version.digest if whole else None
     total = sum(file.size for file in wanted)
     if core.blobs is None or pinned.offline:
-        folder = cache.cached_folder(wanted, verify=verify)
+        folder = cache.cached_folder(wanted, digest=digest, verify=verify)
         if folder is None:
             raise Offline(
                 f"{pinned.version.uri} is not completely in the cache, and {shown(core.url, 200)} cannot be reached.",
@@ -338,8 +344,8 @@ def _placed(
     store = core.blobs
     if target is None:
         with bars.bar(total, str(pinned.version), show=progress) as step:
-            return cache.folder(wanted, store, progress=step, verify=verify)
-    with bars.bar(total * 2, str(pinned.version), show=progress) as step:
+            return cache.folder(wanted, store, digest=digest, progress=step, verify=verify)
+    with cache.lease(wanted), bars.bar(total * 2, str(pinned.version), show=progress) as step:
         paths: dict[str, Path] = {}
         return place.into(
             target,
@@ -399,12 +405,18 @@ def _remember(core: Core, uri: _URI, pinned: _Pinned) -> None:
         )
     elif isinstance(version, DatasetVersion):
         version = evolve(version, fields=Frozen())
+    files = [_pin_file(core, uri, selector) for selector in selectors]
+    state, now = (version, pinned.require), time.monotonic()
+    if all(core.remembered.get(file, (None, 0.0))[0] == state for file in files) and all(
+        now - core.remembered[file][1] < _REMEMBERED_FOR for file in files
+    ):
+        return
     body = {"as_of": codec.print_time(pinned.as_of), "require": pinned.require, "url": core.url}
     text = codec.dumps({**body, "version": codec.unstructure_version(version)})
-    for selector in selectors:
-        file = _pin_file(core, uri, selector)
+    for file in files:
         with suppress(OSError, ModelHubError):
             core.cache().keep(file, text)
+            core.remembered[file] = state, now
 
 
 def _remembered(core: Core, uri: _URI, stale_ok: timedelta | None, error: ModelHubError) -> _Pinned:

@@ -82,7 +82,7 @@ def files(store: Counting) -> tuple[File, ...]:
 
 
 def unfinished(cache: Cache) -> list[str]:
-    places = [Path(cache.path, "v1", part) for part in ("tmp", "locks", "bad")]
+    places = [Path(cache.path, "v1", part) for part in ("tmp", "partial", "locks", "bad", "leases")]
     return [name for place in places if place.is_dir() for name in os.listdir(place)]
 
 
@@ -450,7 +450,7 @@ def test_threads_fetch_once(cache: Cache, store: Counting) -> None:
 
 
 def _begun(cache: Cache) -> bool:
-    folder = Path(cache.path, "v1", "tmp")
+    folder = Path(cache.path, "v1", "partial")
     with contextlib.suppress(FileNotFoundError):
         return any((folder / name).stat().st_size for name in os.listdir(folder))
     return False

@@ -5,7 +5,10 @@ Layout, under the cache's folder::
     v1/blobs/ab/<62 hex>        the bytes, mode 0444
     v1/blobs/ab/<62 hex>.note   size, mtime and inode of the bytes when they were verified
     v1/folders/<64 hex>/…       a version's files (hard links to the blobs), by manifest digest
+    v1/whole/<64 hex>           what that folder was like when all of it was verified; its mtime tells the last use
     v1/tmp/…                    unfinished; the names tell whose
+    v1/partial/<64 hex>.…       large blobs that are being fetched; of a dead or interrupted process the next one goes on
+    v1/leases/…                 what living processes are linking just now, for `prune`
     v1/locks/<64 hex>           held while one process fetches, so that others need not
     v1/bad/…                    entries whose bytes were wrong, removed at the next clean-up
     v1/records/…                notes of what was placed where
@@ -17,11 +20,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import logging
 import os
 import re
 import stat
 import time
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from attrs import frozen
@@ -31,13 +37,26 @@ from modelhub_sdk.blobs.disk import Progress, translated
 from modelhub_sdk.blobs.parallel import each
 from modelhub_sdk.blobs.store import BlobStore
 from modelhub_sdk.domain.entities import File
-from modelhub_sdk.errors import DigestMismatch, InvalidName, NotFound, StoreUnavailable, shown
+from modelhub_sdk.errors import (
+    DigestMismatch,
+    InvalidName,
+    ModelHubError,
+    NotFound,
+    StoreUnavailable,
+    shown,
+)
 from modelhub_sdk.formats import manifest
 
+_FREE = "free"  # in the name of an interrupted transfer, in the place of its owner
 _HEX = re.compile(r"[0-9a-f]{62}")
 _STALLED = 30.0  # seconds without progress of another process after which we fetch as well
+_RESUMED = 16 << 20  # bytes from which on an interrupted transfer is worth going on with
+_ABANDONED = 24 * 3600.0  # seconds after which nobody will
 _SEEN = 3600.0  # a use is noted when the last note of one is older than this
 
+log = logging.getLogger("modelhub_sdk")
+
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", -1), errno.EFBIG)
 _NO_ENTRY = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 Verify = str | None
@@ -45,12 +64,54 @@ Verify = str | None
 
 @frozen
 class CacheInfo:
-    """What the cache holds: its `path`, how many `blobs` and `folders`, and `size` in bytes of the blobs."""
+    """What a cache holds.
+
+    Attributes:
+        path: its folder.
+        blobs: how many files' bytes it holds.
+        folders: how many folders are made of them; they take no room of their own.
+        size: the bytes of all blobs.
+        unfinished: the bytes of transfers that are under way or were interrupted.
+        max_size: the bound in bytes, ``$MODELHUB_CACHE_SIZE``; None: there is none.
+    """
 
     path: str
     blobs: int
     folders: int
     size: int
+    unfinished: int = 0
+    max_size: int | None = None
+
+
+_UNITS = {"": 1, "B": 1} | {
+    unit + tail: base**power
+    for power, unit in enumerate("KMGTP", 1)
+    for tail, base in (("", 1000), ("B", 1000), ("IB", 1024))
+}
+
+
+def parse_size(given: object, what: str = "max_size") -> int:
+    """Return a number of bytes that was given as such, or as text: ``"500MB"``, ``"20 GiB"``.
+
+    Raises:
+        InvalidName: it is neither, or negative.
+    """
+    if isinstance(given, int) and not isinstance(given, bool) and given >= 0:
+        return given
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", given) if isinstance(given, str) else None
+    if match is None or match[2].upper() not in _UNITS:
+        raise InvalidName(f"{what}={shown(given)} is no size.", hint="Write bytes, or for example '20GB'.")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def bound() -> int | None:
+    """Return how many bytes the cache may hold: ``$MODELHUB_CACHE_SIZE``; None when it is not set.
+
+    Raises:
+        InvalidName: the variable is no size.
+    """
+    given = os.environ.get("MODELHUB_CACHE_SIZE", "").strip()
+    return parse_size(given, "MODELHUB_CACHE_SIZE") if given else None
 
 
 def locate(given: str | os.PathLike[str] | None = None) -> str:
@@ -115,9 +176,15 @@ class Cache:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str] | None = None, *, outside: Sequence[str | os.PathLike[str]] = ()
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        outside: Sequence[str | os.PathLike[str]] = (),
+        base: Cache | None = None,
     ) -> None:
         """Name the cache; nothing is created. *outside* are folders that it must not lie in.
+
+        What *base* holds, a cache that cannot be written, is taken from there.
 
         Raises:
             InvalidName: a relative or empty path (see `locate`), or one inside an *outside* folder.
@@ -133,7 +200,11 @@ class Cache:
                 )
         self._v1 = os.path.join(self.path, "v1")
         self._verified: dict[str, tuple[int, int, int]] = {}
+        self._whole: dict[str, str] = {}  # as the files in `whole`, where those cannot be written
         self._swept = 0.0
+        self._fetched = 0
+        self._base = base
+        self._above: Cache | None = None
 
     def __repr__(self) -> str:
         return f"<Cache {shown(self.path)}>"
@@ -174,6 +245,8 @@ class Cache:
         difference, or ``verify="always"``, means reading them again. A wrong entry is removed.
         """
         _check_verify(verify)
+        if self._base is not None and (found := self._base.get(digest, size, verify=verify)) is not None:
+            return found
         path = self._blob(digest)
         try:
             info = os.lstat(path)
@@ -189,7 +262,7 @@ class Cache:
                 return Path(path)
             if self._note(path) == facts:
                 self._verified[digest] = facts
-                self._seen(path)
+                self._seen(path + ".note")
                 return Path(path)
         try:
             actual, got = disk.hash_file(path)
@@ -235,29 +308,44 @@ class Cache:
         verify: Verify = None,
     ) -> dict[str, Path]:
         """Return where the bytes of *files* are, by digest, fetched several at a time; raises as `fetch`."""
+        if self._above is not None:
+            return self._above.fetch_all(files, store, progress=progress, verify=verify)
+        limit = bound()
         unique = list({file.digest: file for file in files}.values())
         repeated = sum(file.size for file in files) - sum(file.size for file in unique)
         if progress is not None and repeated:
             progress(repeated)
-        paths = each(lambda f, step: self.fetch(f, store, progress=step, verify=verify), unique, progress)
+        before = self._fetched
+        try:
+            paths = each(lambda f, step: self.fetch(f, store, progress=step, verify=verify), unique, progress)
+        except StoreUnavailable as error:
+            return self._overlay(error).fetch_all(files, store, progress=progress, verify=verify)
+        if limit is not None and self._fetched != before:
+            with contextlib.suppress(ModelHubError), self.lease(unique):
+                self.prune(limit, unfinished=False)
         return {file.digest: path for file, path in zip(unique, paths, strict=True)}
 
     def _admit(self, file: File, store: BlobStore, progress: Progress | None) -> Path:
         final = self._blob(file.digest)
-        folder = os.path.join(self._v1, "tmp")
+        large = file.size >= _RESUMED
+        folder = os.path.join(self._v1, "partial" if large else "tmp")
         temporary = os.path.join(folder, disk.temporary(file.digest[7:]))
         with self._writing():
+            disk.make_dirs(os.path.join(self._v1, "tmp"), 0o700)
             disk.make_dirs(folder, 0o700)
             disk.make_dirs(os.path.dirname(final), 0o700)
             if not self._swept or time.monotonic() - self._swept > 60:
-                disk.sweep(folder)
-                disk.sweep(os.path.join(self._v1, "records"), end=".partial")
+                self.sweep()
                 self._swept = time.monotonic()
-            fd = disk.create(temporary, 0o444)
+            fd = self._adopted(file, temporary) if large else None
+            if fd is None:
+                fd = disk.create(temporary, 0o600)
         try:
             try:
                 self._transfer(file, store, fd, progress)
                 with self._writing():
+                    if hasattr(os, "fchmod"):
+                        os.fchmod(fd, 0o444)
                     os.fsync(fd)
                     facts = _facts(os.fstat(fd))
             finally:
@@ -268,11 +356,51 @@ class Cache:
                     self._condemn(final, file.digest)
                 os.replace(temporary, final)
                 disk.fsync_dir(os.path.dirname(final))
-        except BaseException:
-            disk.remove(temporary)
+        except BaseException as error:
+            full = getattr(error, "errno", None) in _FULL
+            if (
+                large and not full and not isinstance(error, DigestMismatch)
+            ):  # what has come is not lost: the next one goes on from there
+                with contextlib.suppress(OSError):
+                    os.rename(
+                        temporary, os.path.join(folder, f"{file.digest[7:]}.{_FREE}.{uuid.uuid4().hex}")
+                    )
+            else:
+                disk.remove(temporary)
             raise
         self._verified[file.digest] = facts
+        self._fetched += 1
         return Path(final)
+
+    def _adopted(self, file: File, temporary: str) -> int | None:
+        """Return the open file of an interrupted transfer of *file*, ours from now on; None if there is none.
+
+        It is claimed by a rename, so one process gets it. Its bytes are hashed before they count.
+        """
+        folder = os.path.dirname(temporary)
+        for name in _names(folder):
+            path = os.path.join(folder, name)
+            if not name.startswith(file.digest[7:] + "."):
+                continue
+            try:
+                if name.split(".")[1] != _FREE and not disk.is_left_over(name, os.lstat(path).st_mtime):
+                    continue
+                os.rename(path, temporary)
+            except OSError:
+                continue  # somebody else was faster
+            try:
+                fd = os.open(temporary, os.O_RDWR | disk.READ)
+            except OSError:  # a link, a folder, or not ours
+                disk.remove(temporary)
+                disk.remove_tree(temporary)
+                continue
+            info = os.fstat(fd)
+            mine = not hasattr(os, "geteuid") or info.st_uid == os.geteuid()
+            if stat.S_ISREG(info.st_mode) and info.st_nlink == 1 and mine and info.st_size <= file.size:
+                return fd
+            os.close(fd)
+            disk.remove(temporary)
+        return None
 
     def _transfer(self, file: File, store: BlobStore, fd: int, progress: Progress | None) -> None:
         for last in (False, True):
@@ -289,6 +417,26 @@ class Cache:
                 progress = None
             else:
                 return
+
+    def _overlay(self, error: StoreUnavailable) -> Cache:
+        """Return a cache of this user alone that stands before this one, which cannot be written; else raise *error*."""
+        import tempfile
+
+        path = os.path.join(
+            tempfile.gettempdir(),
+            f"modelhub-{os.getuid() if hasattr(os, 'getuid') else 'cache'}",
+            "over-" + hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16],
+        )
+        if error.errno not in _NO_ENTRY or self._base is not None or self.path == path or not self._baked():
+            raise error
+        if self._above is None:
+            log.warning("The cache %s cannot be written: what is missing there goes to %s.", self.path, path)
+            self._above = Cache(path, base=self)
+        return self._above
+
+    def _baked(self) -> bool:
+        """Return whether somebody has filled this cache: else its place is a mistake that had better be told."""
+        return os.path.isdir(os.path.join(self._v1, "blobs"))
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -311,42 +459,91 @@ class Cache:
         files: Sequence[File],
         store: BlobStore,
         *,
+        digest: str | None = None,
         progress: Progress | None = None,
         verify: Verify = None,
     ) -> Path:
         """Return a read-only folder in the cache with *files* under their paths, whole or not at all.
 
-        It is named by the digest of the manifest of *files*, so equal sets share one. Its files are
-        hard links to the cache's own, where the disk has those: it takes no room.
+        It is named by *digest*, that of the manifest of *files*, so equal sets share one. Its files are
+        hard links to the cache's own, where the disk has those: it takes no room. One that was verified
+        before, and in which nothing has another size, mtime or inode since, is returned without a lock
+        and without a look at the blobs.
 
         Raises as `fetch` does.
         """
-        final = self._folder(files)
-        for turn in range(8):  # more than once only if somebody damages or prunes the cache meanwhile
-            paths = self.fetch_all(files, store, progress=None if turn else progress, verify=verify)
-            if self._made(final, files, paths, always=verify == "always"):
-                return Path(final)
+        _check_verify(verify)
+        name = digest if digest is not None else manifest.digest(files)
+        final = self._folder(name)
+        if verify != "always" and self._as_verified(name, final):
+            if progress is not None:
+                progress(sum(file.size for file in files))
+            return Path(final)
+        with self.lease(files):
+            for turn in range(8):  # more than once only if somebody damages or prunes the cache meanwhile
+                try:
+                    paths = self.fetch_all(files, store, progress=None if turn else progress, verify=verify)
+                    made = self._made(final, files, paths)
+                except StoreUnavailable as error:
+                    overlay = self._overlay(error)
+                    return overlay.folder(files, store, digest=digest, progress=progress, verify=verify)
+                if made:
+                    self._note_whole(name, final)
+                    return Path(final)
         raise StoreUnavailable(
             f"The folder {disk.text(final)} in the cache changes while it is made.",
             hint="Find the process that writes there, or set MODELHUB_CACHE_DIR to another folder.",
         )
 
-    def cached_folder(self, files: Sequence[File], *, verify: Verify = None) -> Path | None:
+    def cached_folder(
+        self, files: Sequence[File], *, digest: str | None = None, verify: Verify = None
+    ) -> Path | None:
         """Return the folder of *files* if all their bytes are cached already, else None (for offline use)."""
+        _check_verify(verify)
+        name = digest if digest is not None else manifest.digest(files)
+        final = self._folder(name)
+        if verify != "always" and self._as_verified(name, final):
+            return Path(final)
         paths: dict[str, Path] = {}
         for file in files:
             found = self.get(file.digest, file.size, verify=verify)
             if found is None:
                 return None
             paths[file.digest] = found
-        final = self._folder(files)
-        made = self._made(final, files, paths, always=verify == "always")
-        return Path(final) if made else None
+        if not self._made(final, files, paths):
+            return None
+        self._note_whole(name, final)
+        return Path(final)
 
-    def _folder(self, files: Sequence[File]) -> str:
-        return os.path.join(self._v1, "folders", manifest.digest(files)[7:])
+    def _folder(self, digest: str) -> str:
+        return os.path.join(self._v1, "folders", digest[7:])
 
-    def _is_whole(self, final: str, files: Sequence[File], paths: dict[str, Path], *, always: bool) -> bool:
+    def _as_verified(self, digest: str, final: str) -> bool:
+        """Return whether the folder is in the very state in which it was verified; notes the use, at most hourly."""
+        note = os.path.join(self._v1, "whole", digest[7:])
+        try:
+            fd, _ = disk.open_regular(note)
+            try:
+                known = os.read(fd, 100).decode("ascii", "replace")
+            finally:
+                os.close(fd)
+        except OSError:
+            known = self._whole.get(digest, "")
+        if not known or _state(final) != known:
+            return False
+        self._seen(note)
+        return True
+
+    def _note_whole(self, digest: str, final: str) -> None:
+        """Note the state of a folder that was just verified, for `_as_verified`; best effort."""
+        state = _state(final)
+        if state is not None:
+            try:
+                self.keep(os.path.join(self._v1, "whole", digest[7:]), state.encode())
+            except ModelHubError:
+                self._whole[digest] = state
+
+    def _is_whole(self, final: str, files: Sequence[File], paths: dict[str, Path]) -> bool:
         """Return whether the folder holds exactly *files*, each the same inode as the verified blob."""
         expected = {file.path: file for file in files}
         try:
@@ -365,17 +562,16 @@ class Cache:
                 return False
             if (info.st_dev, info.st_ino) == (blob.st_dev, blob.st_ino):
                 continue  # the blob itself, verified above
-            if always or info.st_mtime_ns != blob.st_mtime_ns:  # a copy carries the blob's time as its mark
-                try:
-                    if disk.hash_file(os.path.join(os.fsencode(final), disk.raw(path)))[0] != file.digest:
-                        return False
-                except (NotFound, StoreUnavailable):
+            try:  # a copy, where there are no hard links; or another file's bytes
+                if disk.hash_file(os.path.join(os.fsencode(final), disk.raw(path)))[0] != file.digest:
                     return False
+            except (NotFound, StoreUnavailable):
+                return False
         return True
 
-    def _made(self, final: str, files: Sequence[File], paths: dict[str, Path], *, always: bool) -> bool:
+    def _made(self, final: str, files: Sequence[File], paths: dict[str, Path]) -> bool:
         """Return whether the folder is whole, after making it if it was not; False: look again."""
-        if self._is_whole(final, files, paths, always=always):
+        if self._is_whole(final, files, paths):
             return True
         staged = os.path.join(self._v1, "tmp", disk.temporary(os.path.basename(final)))
         try:
@@ -384,7 +580,7 @@ class Cache:
                 disk.make_dirs(os.path.dirname(staged), 0o700)
                 staging.stage(staged, files, lambda file: paths[file.digest], how="share", frozen=True)
                 if os.path.lexists(final):
-                    if self._is_whole(final, files, paths, always=always):
+                    if self._is_whole(final, files, paths):
                         return True  # another process was faster
                     self._condemn(final, os.path.basename(final))
                 with contextlib.suppress(FileExistsError, IsADirectoryError, NotADirectoryError):
@@ -396,7 +592,7 @@ class Cache:
         finally:
             if os.path.lexists(staged):
                 disk.remove_tree(staged)
-        return self._is_whole(final, files, paths, always=always)
+        return self._is_whole(final, files, paths)
 
     # ---- the whole
 
@@ -404,65 +600,131 @@ class Cache:
         """Return what the cache holds."""
         blobs = list(self._blobs())
         folders = _names(os.path.join(self._v1, "folders"))
-        return CacheInfo(self.path, len(blobs), len(folders), sum(info.st_size for _, _, info in blobs))
+        unfinished = 0
+        for part in ("tmp", "partial", "bad"):
+            found = staging.listing(os.path.join(self._v1, part))
+            unfinished += sum(info.st_size for info in (found or {}).values())
+        size = sum(info.st_size for _, _, info in blobs)
+        return CacheInfo(self.path, len(blobs), len(folders), size, unfinished, bound())
 
-    def verify(self) -> tuple[str, ...]:
-        """Read every cached blob; remove those whose bytes are wrong and return their digests."""
-        return tuple(
-            digest
-            for digest, _, info in list(self._blobs())
-            if self.get(digest, info.st_size, verify="always") is None
-        )
+    def verify(self, *, progress: Progress | None = None) -> tuple[str, ...]:
+        """Read every cached blob; remove those whose bytes are wrong, and return their digests.
 
-    def prune(self, max_size: int = 0) -> int:
-        """Remove the blobs used longest ago until at most *max_size* bytes are left; return the bytes freed.
-
-        Folders that need a removed blob go with it, and so does everything unfinished or bad.
+        *progress* is called with the bytes read. What was removed is fetched anew when it is next needed.
         """
-        disk.sweep(os.path.join(self._v1, "tmp"))
-        disk.sweep(os.path.join(self._v1, "bad"), older_than=0)
+        wrong = []
+        for digest, _, info in list(self._blobs()):
+            if self.get(digest, info.st_size, verify="always") is None:
+                wrong.append(digest)
+            if progress is not None:
+                progress(info.st_size)
+        return tuple(wrong)
+
+    def prune(self, max_size: int = 0, *, unfinished: bool = True) -> int:
+        """Remove what was used longest ago until at most *max_size* bytes are left; return the bytes freed.
+
+        Folders that need a removed blob go with it. What a living process is linking just now stays;
+        a process that still reads a file that is removed reads on. With *unfinished* transfers that
+        were interrupted go too.
+
+        Raises:
+            StoreUnavailable: the cache cannot be written.
+        """
+        self.sweep(partial=unfinished)
+        folders = self._folders()
+        used_in: dict[tuple[int, int], float] = {}
+        for _, last, inodes in folders:
+            for inode in inodes:
+                used_in[inode] = max(last, used_in.get(inode, 0.0))
         used = sorted(
-            ((_last_use(path, info), digest, path, info) for digest, path, info in self._blobs()),
-            key=lambda x: x[:2],
+            (max(_last_use(path, info), used_in.get((info.st_dev, info.st_ino), 0.0)), digest, path, info)
+            for digest, path, info in self._blobs()
         )
+        leased = self._leased()
         total = sum(info.st_size for *_, info in used)
-        gone: set[tuple[int, int]] = set()
+        going = []
         freed = 0
         for _, digest, path, info in used:
-            if total - freed <= max_size:
+            if total - freed <= max_size and (max_size or info.st_size):
                 break
-            with self._writing():
-                disk.remove(path + ".note")
-                os.unlink(path)
-            self._verified.pop(digest, None)
-            gone.add((info.st_dev, info.st_ino))
-            freed += info.st_size
-        if gone:
-            for name in _names(os.path.join(self._v1, "folders")):
-                folder = os.path.join(self._v1, "folders", name)
-                found = staging.listing(folder)
-                if (
-                    found is None
-                    or max_size == 0
-                    or any((i.st_dev, i.st_ino) in gone for i in found.values())
-                ):
-                    self._condemn(folder, name)
-            disk.sweep(os.path.join(self._v1, "bad"), older_than=0)
+            if digest not in leased:
+                going.append((digest, path, info))
+                freed += info.st_size
+        self._remove(going, folders)
         return freed
+
+    def drop(self, digests: Iterable[str]) -> int:
+        """Remove these blobs, and the folders that hold them; return the bytes freed. Unknown ones are fine.
+
+        Raises:
+            StoreUnavailable: the cache cannot be written.
+        """
+        going = []
+        for digest in digests:
+            path = self._blob(digest)
+            with contextlib.suppress(OSError):
+                going.append((digest, path, os.lstat(path)))
+        if going:
+            self._remove(going, self._folders())
+        return sum(info.st_size for *_, info in going)
 
     def clear(self) -> int:
-        """Remove everything that is cached and return the bytes freed."""
+        """Remove everything that is cached and return the bytes freed; what is being linked stays."""
         freed = self.prune(0)
-        for name in _names(os.path.join(self._v1, "folders")):
-            disk.remove_tree(os.path.join(self._v1, "folders", name))
+        leased = self._leased()
+        if not leased:
+            for name in _names(os.path.join(self._v1, "folders")):
+                self._condemn(os.path.join(self._v1, "folders", name), name)
         return freed
 
-    def sweep(self, older_than: float | None = None) -> int:
-        """Remove what killed writers left behind, and wrong entries; return how many."""
+    def _folders(self) -> list[tuple[str, float, set[tuple[int, int]]]]:
+        """Return name, last use and inodes of every folder."""
+        found = []
+        for name in _names(os.path.join(self._v1, "folders")):
+            listed = staging.listing(os.path.join(self._v1, "folders", name)) or {}
+            last = 0.0
+            with contextlib.suppress(OSError):
+                last = os.lstat(os.path.join(self._v1, "whole", name)).st_mtime
+            found.append((name, last, {(info.st_dev, info.st_ino) for info in listed.values()}))
+        return found
+
+    def _remove(
+        self,
+        blobs: Sequence[tuple[str, str, os.stat_result]],
+        folders: Sequence[tuple[str, float, set[tuple[int, int]]]],
+    ) -> None:
+        """Remove blobs; first the folders that are made of them, so that no folder loses a file."""
+        gone = {(info.st_dev, info.st_ino) for *_, info in blobs}
+        for name, _, inodes in folders:
+            if inodes & gone:
+                self._condemn(os.path.join(self._v1, "folders", name), name)
+        for digest, path, _ in blobs:
+            with self._writing():
+                disk.remove(path + ".note")
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+            self._verified.pop(digest, None)
+
+    def sweep(self, older_than: float | None = None, *, partial: bool = False) -> int:
+        """Remove what killed writers left behind, and wrong entries; return how many.
+
+        Interrupted transfers stay for a day, since the next one goes on from there; with *partial* those
+        that nobody works at go at once.
+        """
         locks = os.path.join(self._v1, "locks")
         count = disk.sweep(os.path.join(self._v1, "tmp"), older_than=older_than)
         count += disk.sweep(os.path.join(self._v1, "records"), older_than=older_than, end=".partial")
+        count += disk.sweep(os.path.join(self._v1, "leases"), older_than=older_than)
         count += disk.sweep(os.path.join(self._v1, "bad"), older_than=0)
+        folder = os.path.join(self._v1, "partial")
+        for name in _names(folder):
+            path = os.path.join(folder, name)
+            with contextlib.suppress(OSError):
+                changed = os.lstat(path).st_mtime
+                dead = f".{_FREE}." in name or disk.is_left_over(name, changed, older_than=older_than)
+                if dead and (partial or older_than is not None or abs(time.time() - changed) > _ABANDONED):
+                    os.unlink(path)
+                    count += 1
         for name in _names(locks):
             with contextlib.suppress(OSError):
                 fd = os.open(os.path.join(locks, name), disk.LOCK)
@@ -472,7 +734,37 @@ class Cache:
                         count += 1
                 finally:
                     os.close(fd)
+        for name in _names(os.path.join(self._v1, "whole")):
+            if not os.path.lexists(os.path.join(self._v1, "folders", name)):
+                disk.remove(os.path.join(self._v1, "whole", name))
         return count
+
+    # ---- who is at it
+
+    @contextlib.contextmanager
+    def lease(self, files: Iterable[File]) -> Iterator[None]:
+        """Keep *files* from being pruned while the block runs; best effort, as a lock is not needed for it.
+
+        Whoever links a file that was pruned nevertheless fetches it again.
+        """
+        name = os.path.join(self._v1, "leases", disk.temporary("lease"))
+        with contextlib.suppress(ModelHubError):
+            self.keep(name, "\n".join(file.digest for file in files).encode())
+        try:
+            yield
+        finally:
+            disk.remove(name)
+
+    def _leased(self) -> set[str]:
+        """Return the digests that living processes are linking."""
+        folder = os.path.join(self._v1, "leases")
+        found: set[str] = set()
+        for name in _names(folder):
+            with contextlib.suppress(OSError):
+                path = os.path.join(folder, name)
+                if not disk.is_left_over(name, os.lstat(path).st_mtime):
+                    found.update(Path(path).read_text("ascii", "replace").split())
+        return found
 
     # ---- inside
 
@@ -518,15 +810,20 @@ class Cache:
         except OSError:
             disk.remove(temporary)
 
-    def _seen(self, path: str) -> None:
+    def _seen(self, note: str) -> None:
         """Mark the use in the note's mtime, for `prune`; at most once an hour."""
         with contextlib.suppress(OSError):
-            if time.time() - os.lstat(path + ".note").st_mtime > _SEEN:
-                os.utime(path + ".note", follow_symlinks=False)
+            if abs(time.time() - os.lstat(note).st_mtime) > _SEEN:  # also after the clock went back
+                os.utime(note, follow_symlinks=False)
 
     def _condemn(self, path: str, digest: str) -> None:
         """Take a wrong entry out of the way, for good: rename first, so that nobody finds half of it."""
         self._verified.pop(digest, None)
+        whole = os.path.join(self._v1, "whole")
+        of_folder = os.path.dirname(path) == os.path.join(self._v1, "folders")
+        for name in [os.path.basename(path)] if of_folder else _names(whole):  # a folder may be made of it
+            disk.remove(os.path.join(whole, name))
+        self._whole.clear()
         bad = os.path.join(self._v1, "bad")
         try:
             disk.make_dirs(bad, 0o700)
@@ -572,17 +869,46 @@ class Cache:
 
     def _marks(self, digest: str) -> tuple[tuple[str, int], ...]:
         """Return how far others have come with *digest*."""
-        folder, found = os.path.join(self._v1, "tmp"), []
-        for name in _names(folder):
-            if name.startswith(digest[7:]):
-                with contextlib.suppress(OSError):
-                    found.append((name, os.lstat(os.path.join(folder, name)).st_size))
+        found = []
+        for folder in (os.path.join(self._v1, "tmp"), os.path.join(self._v1, "partial")):
+            for name in _names(folder):
+                if name.startswith(digest[7:]):
+                    with contextlib.suppress(OSError):
+                        found.append((name, os.lstat(os.path.join(folder, name)).st_size))
         return tuple(found)
 
 
 def _check_verify(verify: Verify) -> None:
     if verify not in (None, "always"):
         raise InvalidName(f"verify={shown(verify)} is unknown.", hint="Use verify='always', or leave it out.")
+
+
+def _state(folder: str) -> str | None:
+    """Return a digest of what the system says of everything in *folder*, None if there is none.
+
+    It covers name, kind, size, mtime and inode of each entry. Nothing is read: ten thousand files take
+    some milliseconds.
+    """
+    facts: list[str] = []
+    stack = [(folder, "")]
+    try:
+        if not stat.S_ISDIR(os.lstat(folder).st_mode):
+            return None
+        while stack:
+            at, prefix = stack.pop()
+            with os.scandir(at) as entries:
+                for entry in entries:
+                    info = entry.stat(follow_symlinks=False)
+                    if stat.S_ISDIR(info.st_mode):
+                        stack.append((entry.path, f"{prefix}{entry.name}/"))
+                    facts.append(
+                        f"{prefix}{entry.name}\0{info.st_mode}\0{info.st_size}\0{info.st_mtime_ns}\0{info.st_ino}"
+                    )
+    except OSError:
+        return None
+    facts.sort()
+    text = "\0\0".join(facts).encode("utf-8", "surrogateescape")
+    return hashlib.sha256(text).hexdigest()
 
 
 def _facts(info: os.stat_result) -> tuple[int, int, int]:

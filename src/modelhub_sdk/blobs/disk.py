@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from modelhub_sdk.errors import DigestMismatch, ModelHubError, NotFound, StoreUnavailable, shown
 
@@ -409,8 +409,12 @@ def copy(
     progress: Progress | None = None,
     where: object = "the copy",
     flush: bool = False,
+    begun: Any = None,
+    total: int = 0,
 ) -> tuple[str, int]:
     """Copy *reader* to the descriptor *fd* (None: only hash) and return the digest and size of the bytes.
+
+    With *begun*, the hash of *total* bytes that *fd* has already (see `prefix`), the copy goes on from there.
 
     Hashing, and telling the disk to begin, happen beside the copying; memory does not depend on
     the size. *size* is what is expected, if known (small files are done without threads). With
@@ -420,15 +424,15 @@ def copy(
     Raises:
         StoreUnavailable: *fd* (which is *where*) cannot be written, or the reader's own errors.
     """
-    if size is not None and size <= _INLINE:
-        return _copy_inline(reader, fd, at_most, progress, where)
-    hasher = hashlib.sha256()
+    hasher = hashlib.sha256() if begun is None else begun
+    if size is not None and size - total <= _INLINE:
+        return _copy_inline(reader, fd, at_most, progress, where, hasher, total)
     free = threading.Semaphore(3)
     buffers = [memoryview(bytearray(CHUNK)) for _ in range(4)]
     hashing, flushing = _Worker(), None
     flushed = threading.Semaphore(0)
     pending = False
-    total = turn = unflushed = 0
+    turn = unflushed = 0
     try:
         while True:
             free.acquire()  # one of the four is always ours: the one that is being filled
@@ -468,11 +472,15 @@ def copy(
 
 
 def _copy_inline(
-    reader: Reader, fd: int | None, at_most: int | None, progress: Progress | None, where: object
+    reader: Reader,
+    fd: int | None,
+    at_most: int | None,
+    progress: Progress | None,
+    where: object,
+    hasher: Any,
+    total: int,
 ) -> tuple[str, int]:
-    hasher = hashlib.sha256()
     view = memoryview(bytearray(CHUNK))
-    total = 0
     while got := reader.readinto(view):
         hasher.update(view[:got])
         total += got
@@ -485,6 +493,28 @@ def _copy_inline(
             break
     reader.finish()
     return "sha256:" + hasher.hexdigest(), total
+
+
+def prefix(fd: int | None, size: int, progress: Progress | None) -> tuple[Any, int]:
+    """Return the hash and the length of what the open file *fd* holds of *size* bytes already; it ends up at the end.
+
+    More than *size* bytes are thrown away, as they are not what is wanted.
+    """
+    hasher = hashlib.sha256()
+    if fd is None:
+        return hasher, 0
+    with translated("read", "an unfinished file"):
+        if (there := os.fstat(fd).st_size) > size:
+            os.ftruncate(fd, 0)
+            there = 0
+        os.lseek(fd, 0, os.SEEK_SET)
+        done = 0
+        while done < there and (piece := os.read(fd, min(CHUNK, there - done))):
+            hasher.update(piece)
+            done += len(piece)
+            if progress is not None:
+                progress(len(piece))
+    return hasher, done
 
 
 def hash_file(path: Name, *, progress: Progress | None = None) -> tuple[str, int]:

@@ -141,20 +141,33 @@ class LocalBlobs:
         return os.fdopen(fd, "rb")
 
     def fetch(self, digest: str, size: int, fd: int | None, progress: Progress | None) -> tuple[str, int]:
-        """Copy the blob to *fd* (None: nowhere); return the digest and size of what came."""
+        """Copy the blob to *fd* (None: nowhere); return the digest and size of what came. What *fd* has is kept."""
         source, info = self._open(digest)
         reader = FdReader(source, self.path(digest))
         try:
             if info.st_size != size:
                 return "", info.st_size
-            if fd is not None and link.clone(source, fd):  # shares the blocks; then what arrived is hashed
+            begun, done = disk.prefix(fd, size, progress)
+            if done:
+                os.lseek(source, done, os.SEEK_SET)
+            if (
+                fd is not None and not done and link.clone(source, fd)
+            ):  # shares the blocks; then what arrived is hashed
                 clone = FdReader(os.dup(fd), self.path(digest))
                 try:
                     return disk.copy(clone, None, size=size, progress=progress)
                 finally:
                     clone.close()
             return disk.copy(
-                reader, fd, size=size, at_most=size, progress=progress, where="the copy", flush=True
+                reader,
+                fd,
+                size=size,
+                at_most=size,
+                progress=progress,
+                where="the copy",
+                flush=True,
+                begun=begun,
+                total=done,
             )
         finally:
             reader.close()

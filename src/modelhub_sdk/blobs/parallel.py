@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from modelhub_sdk.blobs.disk import Progress
 
@@ -36,29 +36,47 @@ def each(
             with lock:
                 progress(count)
 
-    def one(item: T) -> R:
-        step(0)
-        return work(item, step)
+    results: list[Any] = [None] * len(items)
+    errors: dict[int, BaseException] = {}
+    waiting = iter(range(len(items)))
 
-    if len(items) < 2:
-        return tuple(one(item) for item in items)
+    def worker() -> None:
+        while not stop.is_set():
+            with lock:
+                index = next(waiting, None)
+            if index is None:
+                return
+            try:
+                results[index] = work(items[index], step)
+            except _Stopped:
+                return
+            except BaseException as exc:  # noqa: BLE001 - handed to the thread that waits
+                errors[index] = exc
+                stop.set()
 
-    from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-
+    threads: list[threading.Thread] = []
     try:
-        pool = ThreadPoolExecutor(min(THREADS, len(items)), thread_name_prefix="modelhub")
-        futures = [pool.submit(one, item) for item in items[:1]]
-    except RuntimeError:  # the interpreter is shutting down: one after the other
-        return tuple(one(item) for item in items)
-    with pool:
         try:
-            futures += [pool.submit(one, item) for item in items[1:]]
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in futures:  # in order, so that the same mistake gives the same error
-                if future in done and (error := future.exception()) is not None:
-                    raise error
-            return tuple(future.result() for future in futures)
-        except BaseException:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            for _ in range(min(THREADS, len(items)) if len(items) > 1 else 0):
+                thread = threading.Thread(target=worker, name="modelhub", daemon=True)
+                thread.start()
+                threads.append(thread)
+        except (
+            RuntimeError
+        ):  # the interpreter is shutting down, or no more threads: with those that there are
+            pass
+        if not threads:
+            worker()
+        for thread in threads:
+            thread.join()
+    except BaseException:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        raise
+    if errors:
+        raise errors[min(errors)]  # the first in order, so that the same mistake gives the same error
+    return tuple(results)
+
+
+__all__ = ["THREADS", "each"]

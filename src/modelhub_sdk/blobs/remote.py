@@ -356,17 +356,26 @@ class RemoteBlobs:
         )
 
     def fetch(self, digest: str, size: int, fd: int | None, progress: Progress | None) -> tuple[str, int]:
-        """Copy the blob to *fd* (None: nowhere); return the digest and size of what came."""
+        """Copy the blob to *fd* (None: nowhere); return the digest and size of what came. What *fd* has is kept."""
         fs, key = self._key(digest)
         if size == 0:
             found = self.size(digest)
             if found is None:
                 raise self._missing(digest)
             return (disk.EMPTY if found == 0 else ""), found
-        reader = _Ranges(fs, key, size, self._shown)
+        begun, done = disk.prefix(fd, size, progress)
+        reader = _Ranges(fs, key, size, self._shown, start=done)
         try:
             return disk.copy(
-                reader, fd, size=size, at_most=size, progress=progress, where="the copy", flush=True
+                reader,
+                fd,
+                size=size,
+                at_most=size,
+                progress=progress,
+                where="the copy",
+                flush=True,
+                begun=begun,
+                total=done,
             )
         except FileNotFoundError as exc:
             raise self._missing(digest) from exc
@@ -538,14 +547,15 @@ class _Ranges:
     One byte more than *size* is asked for, so that a longer object shows.
     """
 
-    def __init__(self, fs: Any, key: str, size: int, where: str) -> None:
+    def __init__(self, fs: Any, key: str, size: int, where: str, *, start: int = 0) -> None:
         from concurrent.futures import Future, ThreadPoolExecutor
 
         self._fs, self._key, self._shown = fs, key, where
         self._size = size
-        self._next = 0
+        self._next = self._start = start
         self._rest = memoryview(b"")
-        self._pool = ThreadPoolExecutor(_AHEAD, thread_name_prefix="modelhub") if size > _RANGE else None
+        many = size - start > _RANGE
+        self._pool = ThreadPoolExecutor(_AHEAD, thread_name_prefix="modelhub") if many else None
         self._ahead: list[Future[bytes]] = []
 
     def readinto(self, view: memoryview) -> int:
@@ -561,10 +571,10 @@ class _Ranges:
 
     def _more(self) -> bytes:
         if self._pool is None:
-            if self._next > 0:
+            if self._next > self._start or self._next >= self._size > 0:
                 return b""
-            self._next = self._size
-            return self._ask(0)
+            self._next = self._size + 1
+            return self._ask(self._start)
         while len(self._ahead) < _AHEAD and self._next < self._size:
             self._ahead.append(self._pool.submit(self._ask, self._next))
             self._next += _RANGE

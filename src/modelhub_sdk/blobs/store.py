@@ -186,7 +186,10 @@ class BlobStore:
     def fetch(
         self, digest: str, size: int, to: int | str | os.PathLike[str], *, progress: Progress | None = None
     ) -> None:
-        """Write the blob to *to*, hashing it on the way: an empty open file, or the path of a new one.
+        """Write the blob to *to*, hashing it on the way: an open file, or the path of a new one.
+
+        What the open file holds already is taken for the blob's first bytes: an interrupted transfer
+        goes on. The digest covers them too.
 
         A new file is durable on return and gone after an error. An open file is not synced, and what
         it holds after an error is for the caller to throw away.
