@@ -70,7 +70,7 @@ _SPOOLED = 200  # spooled uses delivered along with a new one
 
 
 @frozen
-class _Pinned:
+class Pinned:
     """What a URI means: the version with its files, what of it was purged, when the registry was asked."""
 
     version: ModelVersion | DatasetVersion | Datum
@@ -116,7 +116,7 @@ def resolve(
         _check_status(uri, pinned.version, pinned.require or require)
     inner_path = None if isinstance(uri, DatumURI) else uri.path
     wanted = _selected(pinned, inner_path, files)
-    _check_purged(pinned, wanted)
+    check_purged(pinned, wanted)
     path = _placed(
         core, pinned, wanted, target, how=how, verify=verify, progress=progress, overwrite=overwrite
     )
@@ -138,6 +138,19 @@ def resolve(
     return found
 
 
+def pinned(core: Core, uri: _URI) -> Pinned:
+    """Return what *uri* means now, by the rules of `resolve`, for `modelhub_sdk.filesystem`."""
+    found = _pin(core, NOW, uri, None, None)
+    if isinstance(uri, ModelURI) and isinstance(found.version, ModelVersion):
+        _check_status(uri, found.version, found.require)
+    return found
+
+
+def record_use(core: Core, uri: _URI, found: Pinned) -> None:
+    """Record that what *uri* meant is used."""
+    _Use(core, uri, found).record()
+
+
 def _uri_of(ref: Any) -> _URI:
     """Return what is to be resolved: a version of a model or of a dataset, a datum, or a file of one."""
     if isinstance(ref, Datum):
@@ -154,7 +167,7 @@ def _uri_of(ref: Any) -> _URI:
 # --- what it means ------------------------------------------------------------------------------------
 
 
-def _pin(core: Core, at: int, uri: _URI, route_key: str | None, stale_ok: timedelta | None) -> _Pinned:
+def _pin(core: Core, at: int, uri: _URI, route_key: str | None, stale_ok: timedelta | None) -> Pinned:
     """Ask the registry; where it cannot be reached, what is remembered."""
     try:
         if isinstance(uri, ModelURI):
@@ -166,7 +179,7 @@ def _pin(core: Core, at: int, uri: _URI, route_key: str | None, stale_ok: timede
         return _remembered(core, uri, stale_ok, error)
 
 
-def _pin_model(core: Core, at: int, uri: ModelURI, route_key: str | None) -> _Pinned:
+def _pin_model(core: Core, at: int, uri: ModelURI, route_key: str | None) -> Pinned:
     as_of = core.clock()
     with core.view(at) as view:
         number = pin(view, uri, route_key)
@@ -177,12 +190,12 @@ def _pin_model(core: Core, at: int, uri: ModelURI, route_key: str | None) -> _Pi
     if document is not None and (purge is None or purge[3] is not None):
         version = evolve(version, files=core.manifest(document, version.uri))
     if purge is None:
-        return _Pinned(version, version.files, as_of, require)
+        return Pinned(version, version.files, as_of, require)
     gone = ("*",) if purge[3] is None else tuple(sorted(purge[3]))
-    return _Pinned(version, version.files, as_of, require, gone=gone, gone_why=_why_gone(*purge[:3]))
+    return Pinned(version, version.files, as_of, require, gone=gone, gone_why=_why_gone(*purge[:3]))
 
 
-def _pin_dataset(core: Core, at: int, uri: DatasetURI) -> _Pinned:
+def _pin_dataset(core: Core, at: int, uri: DatasetURI) -> Pinned:
     as_of = core.clock()
     with core.view(at) as view:
         number = pin_dataset(view, uri)
@@ -190,17 +203,17 @@ def _pin_dataset(core: Core, at: int, uri: DatasetURI) -> _Pinned:
         document = data.born(view, uri.name, number).document
     if document is not None:
         version = evolve(version, files=core.manifest(document, version.uri))
-    return _Pinned(version, version.files, as_of)
+    return Pinned(version, version.files, as_of)
 
 
-def _pin_datum(core: Core, at: int, uri: DatumURI) -> _Pinned:
+def _pin_datum(core: Core, at: int, uri: DatumURI) -> Pinned:
     as_of = core.clock()
     with core.view(at) as view:
         found = found_datum(view, uri)
         purges = (
             [] if view.needed({found.digest}) else [view.purge(*key) for key in view.holding(found.digest)]
         )
-    pinned = _Pinned(found, _one_file(found), as_of)
+    pinned = Pinned(found, _one_file(found), as_of)
     for purge in purges:  # a file that only a purged version needed is gone with it
         if purge is not None and core.blobs is not None and not core.blobs.has(found.digest):
             return evolve(pinned, gone=("*",), gone_why=_why_gone(*purge[:3]))
@@ -260,7 +273,7 @@ def _check_status(uri: ModelURI, version: ModelVersion, require: str | None) -> 
         log.warning("%s is %s%s, and was resolved by its number", version.uri, state, reason)
 
 
-def _selected(pinned: _Pinned, path: str | None, patterns: Sequence[str] | str | None) -> tuple[File, ...]:
+def _selected(pinned: Pinned, path: str | None, patterns: Sequence[str] | str | None) -> tuple[File, ...]:
     """Return the files that are asked for: those under *path* that fit the *patterns*."""
     version, found = pinned.version, pinned.files
     if path is not None:
@@ -268,7 +281,7 @@ def _selected(pinned: _Pinned, path: str | None, patterns: Sequence[str] | str |
         if not found and pinned.files:
             known = [file.path for file in pinned.files]
             raise NotFound(
-                f"{version.uri} has no file {shown(path)}.", nearest=nearest(path, known), hint=_some(known)
+                f"{version.uri} has no file {shown(path)}.", nearest=nearest(path, known), hint=some(known)
             )
     if patterns is None:
         return found
@@ -283,11 +296,12 @@ def _selected(pinned: _Pinned, path: str | None, patterns: Sequence[str] | str |
     chosen = tuple(f for f in found if _fits(f.path, keep) and not _fits(f.path, drop))
     if not chosen and found:
         known = [file.path for file in found]
-        raise NotFound(f"No file of {version.uri} fits {', '.join(map(shown, given))}.", hint=_some(known))
+        raise NotFound(f"No file of {version.uri} fits {', '.join(map(shown, given))}.", hint=some(known))
     return chosen
 
 
-def _some(known: Sequence[str]) -> str:
+def some(known: Sequence[str]) -> str:
+    """Return a hint that names some of the files that there are."""
     more = f" and {len(known) - 5} more" if len(known) > 5 else ""
     return f"It has {', '.join(map(shown, known[:5]))}{more}."
 
@@ -298,7 +312,8 @@ def _fits(path: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(path if "/" in pattern else name, pattern) for pattern in patterns)
 
 
-def _check_purged(pinned: _Pinned, wanted: Sequence[File]) -> None:
+def check_purged(pinned: Pinned, wanted: Sequence[File]) -> None:
+    """Raise Purged when some of *wanted* was given up."""
     lost = [file.path for file in wanted if file.path in pinned.gone]
     if pinned.gone == ("*",) or lost:
         what = "The files" if not lost or len(lost) == len(pinned.files) else ", ".join(map(shown, lost[:5]))
@@ -310,7 +325,7 @@ def _check_purged(pinned: _Pinned, wanted: Sequence[File]) -> None:
 
 def _placed(
     core: Core,
-    pinned: _Pinned,
+    pinned: Pinned,
     wanted: tuple[File, ...],
     target: str | None,
     *,
@@ -384,7 +399,7 @@ def _is_fixed(uri: _URI, version: ModelVersion | DatasetVersion | Datum) -> bool
     return str(uri).startswith(version.uri)
 
 
-def _remember(core: Core, uri: _URI, pinned: _Pinned) -> None:
+def _remember(core: Core, uri: _URI, pinned: Pinned) -> None:
     """Note what *uri* meant; a cache that cannot be written remembers nothing, and nothing fails."""
     version = pinned.version
     selectors = {_selector(uri), version.uri.rpartition("/")[2]}
@@ -419,7 +434,7 @@ def _remember(core: Core, uri: _URI, pinned: _Pinned) -> None:
             core.remembered[file] = state, now
 
 
-def _remembered(core: Core, uri: _URI, stale_ok: timedelta | None, error: ModelHubError) -> _Pinned:
+def _remembered(core: Core, uri: _URI, stale_ok: timedelta | None, error: ModelHubError) -> Pinned:
     """Return what *uri* meant when it was last resolved here.
 
     Raises:
@@ -446,7 +461,7 @@ def _remembered(core: Core, uri: _URI, stale_ok: timedelta | None, error: ModelH
         )
     log.warning("%s: answered from the cache, as of %s", uri, as_of.isoformat(timespec="seconds"))
     files = _one_file(version) if isinstance(version, Datum) else version.files
-    return _Pinned(version, files, as_of, raw.get("require"), offline=True)
+    return Pinned(version, files, as_of, raw.get("require"), offline=True)
 
 
 def _ago(age: timedelta) -> str:
@@ -468,7 +483,7 @@ class _Use:
 
     _lost = 0
 
-    def __init__(self, core: Core, uri: _URI, pinned: _Pinned) -> None:
+    def __init__(self, core: Core, uri: _URI, pinned: Pinned) -> None:
         self._core = core
         self._note = Note(
             core.new_id(),
@@ -539,4 +554,4 @@ class _Use:
                     )
 
 
-__all__ = ["resolve"]
+__all__ = ["Pinned", "check_purged", "pinned", "record_use", "resolve", "some"]

@@ -26,6 +26,7 @@ class _Blobs(Protocol):
     def put(self, source: Source, progress: Progress | None) -> tuple[str, int]: ...
     def size(self, digest: str) -> int | None: ...
     def open(self, digest: str) -> BinaryIO: ...
+    def read_range(self, digest: str, start: int, end: int) -> bytes: ...
     def fetch(self, digest: str, size: int, fd: int | None, progress: Progress | None) -> tuple[str, int]: ...
     def delete(self, digest: str, needed: Callable[[], bool]) -> None: ...
     def digests(self) -> Iterator[tuple[str, int]]: ...
@@ -182,6 +183,15 @@ class BlobStore:
             StoreUnavailable: the store did not answer.
         """
         return self._blobs.open(_checked(digest))
+
+    def read_range(self, digest: str, start: int, end: int) -> bytes:
+        """Return the bytes from *start* to before *end*, unchecked; fewer at the end of the blob.
+
+        Raises:
+            NotFound: there is no such blob.
+            StoreUnavailable: the store did not answer.
+        """
+        return self._blobs.read_range(_checked(digest), start, end) if end > start else b""
 
     def fetch(
         self, digest: str, size: int, to: int | str | os.PathLike[str], *, progress: Progress | None = None
