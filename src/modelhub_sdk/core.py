@@ -12,7 +12,7 @@ import os
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -53,6 +53,9 @@ log = logging.getLogger("modelhub_sdk")
 PATIENCE = 120.0
 """Seconds that a commit keeps trying against other writers before `Busy`."""
 
+DELETING = 20.0
+"""Seconds after its entry in which a collector may delete."""
+
 _DOCUMENTS = 32_000_000  # bytes of manifests and the like that a handle remembers
 _MANIFESTS = 100_000  # files in decoded manifests, likewise
 _UNCLEAR = 4  # answers of "unknown whether stored" before the caller is told
@@ -91,6 +94,7 @@ class Core:
     documents: dict[str, bytes] = field(factory=dict, repr=False)
     manifests: dict[str, tuple[File, ...]] = field(factory=dict, repr=False)
     remembered: dict[Path, tuple[object, float]] = field(factory=dict, repr=False)
+    dropped: int = 0
     closed: bool = False
 
     # --- parts ---------------------------------------------------------------------------------
@@ -144,12 +148,22 @@ class Core:
         self.writable()
         entry_id = self.new_id()
         deadline = time.monotonic() + PATIENCE
+        checked: dict[
+            str, int
+        ] = {}  # deleted bytes that are there again: digest -> the entry that deleted them
         doubtful: set[int] = set()  # numbers under which our entry may yet appear: the store was slow to say
         unclear = tries = 0
         while True:
             proposed: list[int] = []
             try:
-                return self._attempt(entry_id, scope, decide, proposed, doubtful)
+                return self._attempt(entry_id, scope, decide, proposed, doubtful, checked)
+            except _Gone as gone:
+                self._store_again(gone.digests)
+                checked |= gone.digests
+                continue
+            except _Going as going:
+                self._wait_for(going.digests)
+                continue
             except (SequenceTaken, StoreUnavailable) as error:
                 if isinstance(error, CredentialsRefused) or (
                     not proposed and isinstance(error, StoreUnavailable)
@@ -172,7 +186,13 @@ class Core:
             time.sleep(random.uniform(0, min(0.25, 0.002 * 2 ** min(tries, 8))))
 
     def _attempt(
-        self, entry_id: str, scope: str, decide: Decide, proposed: list[int], doubtful: set[int]
+        self,
+        entry_id: str,
+        scope: str,
+        decide: Decide,
+        proposed: list[int],
+        doubtful: set[int],
+        checked: Mapping[str, int],
     ) -> Entry | None:
         seal = Sealer(self.entropy)
         with self.ledger.writing() as session:
@@ -186,6 +206,11 @@ class Core:
             events = tuple(decide(view, seal))
             if not events:
                 return None
+            stored = {digest for event in events for digest in ev.blobs_of(event)}
+            events += self._spared(view, stored, checked)
+            if inner := self._in_manifests(events) - stored:  # the manifests themselves are there by now
+                events += self._spared(view, inner, checked)
+                stored |= inner
             entry = Entry(
                 seq=seq + 1,
                 id=entry_id,
@@ -199,7 +224,87 @@ class Core:
             record = codec.encode(entry, seal.texts, chain)
             proposed.append(record.seq)
             session.commit(record, entry)
+        if self.blobs is not None:
+            self.blobs.settled(stored)
         return entry
+
+    # --- bytes that an entry relies on ---------------------------------------------------------
+
+    def _in_manifests(self, events: Sequence[Event]) -> set[str]:
+        """Return the digests of the files in the manifest documents of *events*."""
+        found: set[str] = set()
+        for event in events:
+            if isinstance(event, (ev.VersionRegistered, ev.DatasetVersionCreated)) and event.document:
+                found |= {file.digest for file in self.manifest(event.document)}
+        return found
+
+    @staticmethod
+    def _spared(view: View, stored: set[str], checked: Mapping[str, int]) -> tuple[Event, ...]:
+        """Return the event that spares condemned bytes; refuse to rely on bytes that were or are being deleted.
+
+        Deleting needs an entry of its own, so what is only condemned as this entry is appended is there.
+        """
+        known = view.garbage(stored) if stored else {}
+        if going := {digest for digest, one in known.items() if one.state == "deleting"}:
+            raise _Going(going)
+        gone = {digest: one.seq for digest, one in known.items() if one.state == "deleted"}
+        if gone := {digest: seq for digest, seq in gone.items() if checked.get(digest) != seq}:
+            raise _Gone(gone)
+        condemned = tuple(sorted(digest for digest, one in known.items() if one.state == "condemned"))
+        return (ev.BlobsSpared(digests=condemned),) if condemned else ()
+
+    def _store_again(self, digests: Iterable[str]) -> None:
+        """Make sure that bytes which were deleted meanwhile are there again."""
+        blobs = self.artifacts()
+        for digest in digests:
+            if not blobs.has(digest) and not blobs.again(digest):
+                raise Conflict(
+                    f"The bytes {digest} were deleted, as nothing needed them, while they were being registered.",
+                    hint="Nothing was changed; call again.",
+                )
+
+    def _wait_for(self, digests: set[str]) -> None:
+        """Wait until bytes are deleted; when their collector seems to be dead, delete them in its place.
+
+        A collector deletes within `DELETING` seconds after it said so, or not at all. Whoever has itself
+        watched for three times that long may finish: no delete of the other can come after that.
+        """
+        end = time.monotonic() + 3 * DELETING
+        pause = 0.02
+        while True:
+            with self.view() as view:
+                left = {d for d, one in view.garbage(digests).items() if one.state == "deleting"}
+            if not left:
+                return
+            if time.monotonic() > end:
+                self.deleted(sorted(left))
+                return
+            time.sleep(pause)
+            pause = min(pause * 1.5, 1.0)
+
+    def deleted(self, digests: Sequence[str], begun: float | None = None) -> tuple[str, ...]:
+        """Delete bytes of which the journal says that they are being deleted, and say so; return which.
+
+        Since *begun*, by `since_boot`, at most `DELETING` seconds may have passed at each of them: a
+        process that was stopped in between must not delete what was stored again meanwhile.
+        """
+        blobs = self.artifacts()
+        start = since_boot() if begun is None else begun
+        done = []
+        for digest in digests:
+            if since_boot() - start > DELETING:
+                break
+            blobs.delete(digest)
+            done.append(digest)
+
+        def decide(view: View, seal: Sealer) -> list[Event]:
+            known = view.garbage(done)
+            ours = tuple(digest for digest in done if digest in known and known[digest].state == "deleting")
+            return [ev.BlobsDeleted(digests=ours)] if ours else []
+
+        if done:
+            self.commit("registry", decide)
+        return tuple(done)
 
     def check_own(self, view: View) -> None:
         """Raise StoreUnavailable if the journal is not the one that this handle was opened for."""
@@ -273,6 +378,27 @@ class Core:
         if not self.closed:
             self.closed = True
             self.ledger.close()
+
+
+class _Gone(Exception):
+    """An entry relies on bytes that were deleted: digest -> the entry that deleted them."""
+
+    def __init__(self, digests: dict[str, int]) -> None:
+        super().__init__()
+        self.digests = digests
+
+
+class _Going(Exception):
+    """An entry relies on bytes that are being deleted."""
+
+    def __init__(self, digests: set[str]) -> None:
+        super().__init__()
+        self.digests = digests
+
+
+def since_boot() -> float:
+    """Return seconds on a clock that never goes back, and that goes on while the machine sleeps where there is one."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def _sdk() -> str:

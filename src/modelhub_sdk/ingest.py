@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define, evolve, field, frozen
 
+from modelhub_sdk import garbage
 from modelhub_sdk.blobs import disk, sources
 from modelhub_sdk.blobs import progress as bars
 from modelhub_sdk.datasets import commit_version
@@ -394,7 +395,7 @@ def _repeated(reg: Registry, before: ev.OutputsIngested, alerts: Sequence[Alert]
     versions = tuple(reg.version(uri) for uri in before.versions)
     for version in versions:
         if version.purged:  # its bytes were just stored again
-            reg._free({file.digest for file in reg._manifest(version)})
+            garbage.free(reg._core, sorted({file.digest for file in reg._manifest(version)}))
     return IngestReport(
         versions=versions,
         dataset_versions=before.dataset_versions,

@@ -15,11 +15,9 @@ from attrs import evolve
 
 from modelhub_sdk import active, datasets
 from modelhub_sdk.arguments import (
-    beside,
     changes_of,
     content_digest,
     input_uri,
-    kept_outputs,
     listed,
     reason_of,
     rendered,
@@ -27,7 +25,6 @@ from modelhub_sdk.arguments import (
     settings_of,
     weights_of,
 )
-from modelhub_sdk.blobs.sources import Source
 from modelhub_sdk.core import Core, log, opened
 from modelhub_sdk.domain import events as ev
 from modelhub_sdk.domain import names, rules
@@ -36,10 +33,12 @@ from modelhub_sdk.domain.entities import (
     Dataset,
     DatasetVersion,
     File,
+    GarbageReport,
     IngestReport,
     Model,
     ModelVersion,
     Resolved,
+    Stats,
 )
 from modelhub_sdk.domain.events import Event, Sealer
 from modelhub_sdk.domain.lineage import RunRecord
@@ -78,7 +77,6 @@ if TYPE_CHECKING:
 
 _INLINE_FILES = 1000
 _INLINE_PATHS = 100_000  # characters of all paths together; more of either goes into a document
-_PURGING = timedelta(minutes=30)  # how long a purge may still be removing what its entry gave up
 _DRAIN_EVERY = 60.0  # seconds between looks into the inbox by one handle
 
 
@@ -279,7 +277,7 @@ class Registry(RegistryView):
         name = model_name(model)
         texts = {"note": None if note is None else names.check_text(note, "note")}
         own = normalise_fields(fields)
-        version, stored = self._prepared(
+        version = self._prepared(
             name,
             files,
             metrics=metrics,
@@ -292,9 +290,7 @@ class Registry(RegistryView):
             progress=progress,
             run_id=active.own_run_id(self),
         )
-        found = self._register(version, texts, own)
-        self._still_there(stored, found.files)
-        return found
+        return self._register(version, texts, own)
 
     def _register_in_run(
         self,
@@ -315,7 +311,7 @@ class Registry(RegistryView):
         """Register a version that a run makes. See `Run.register`."""
         texts = {"note": None if note is None else names.check_text(note, "note")}
         own = normalise_fields(fields)
-        version, stored = self._prepared(
+        version = self._prepared(
             model_name(model),
             files,
             metrics=metrics,
@@ -328,9 +324,7 @@ class Registry(RegistryView):
             run_id=run_id,
             duration=duration,
         )
-        found = self._register(version, texts, own)
-        self._still_there(stored, found.files)
-        return found
+        return self._register(version, texts, own)
 
     def _uses_of_run(self, run_id: str) -> list[str]:
         """Return the URIs that processes of a run have resolved: those in the inbox, and those taken from it."""
@@ -338,18 +332,6 @@ class Registry(RegistryView):
             found = view.used_by_run(run_id)
         found += [use.uri for use in inbox(self._core) if use.run_id == run_id]
         return list(dict.fromkeys(found))
-
-    def _still_there(self, sources: Sequence[Source], files: Sequence[File]) -> None:
-        """Put bytes again that a purge removed while they were being registered."""
-        with self._core.view(probe=False) as view:
-            if not view.purged_since(self._core.clock() - _PURGING):
-                return
-        blobs = self._core.artifacts()
-        digests = {file.path: file for file in files}
-        for source in sources:
-            file = digests.get(source.path)
-            if file is not None and source.repeatable and not blobs.has(file.digest, file.size):
-                blobs.put(source)
 
     def _prepared(
         self,
@@ -366,8 +348,8 @@ class Registry(RegistryView):
         progress: bool | None = None,
         run_id: str | None = None,
         duration: float | None = None,
-    ) -> tuple[ev.VersionRegistered, Sequence[Source]]:
-        """Check everything, store the bytes, and return the event but for its number, and the sources."""
+    ) -> ev.VersionRegistered:
+        """Check everything, store the bytes, and return the event but for its number."""
         from modelhub_sdk.blobs import progress as bars
         from modelhub_sdk.blobs import sources
 
@@ -389,10 +371,7 @@ class Registry(RegistryView):
                 rules.has_required_fields(view, fields)
         with bars.bar(found.total, f"storing {name}", show=progress) as step:
             stored = blobs.put_all(found, progress=step)
-        version = self._event(
-            name, stored, tags=good_tags, key=key, run_id=run_id, duration=duration, **common
-        )
-        return version, found
+        return self._event(name, stored, tags=good_tags, key=key, run_id=run_id, duration=duration, **common)
 
     @staticmethod
     def _common(*, metrics: Frozen, params: Frozen, inputs: Iterable[Any]) -> dict[str, Any]:
@@ -783,7 +762,11 @@ class Registry(RegistryView):
             return rules.purge(view, seal, version.model, version.number, paths, said, guards, force)
 
         self._commit("model:" + uri.name, decide)
-        self._free({file.digest for file in files_of if paths is None or file.path in paths})
+        from modelhub_sdk import garbage
+
+        garbage.free(
+            self._core, sorted({file.digest for file in files_of if paths is None or file.path in paths})
+        )
         return self.version(version)
 
     def _manifest(self, version: ModelVersion) -> tuple[File, ...]:
@@ -794,34 +777,37 @@ class Registry(RegistryView):
             return born.files
         return self._core.manifest(born.document, version.uri)
 
-    def _free(self, digests: set[str]) -> None:
-        """Delete the bytes that nothing needs any more, looking again right before each."""
-        blobs = self._core.artifacts()
-        for digest in sorted(digests - self._needed(digests)):
-            blobs.delete(digest, needed=lambda one=digest: bool(self._needed({one})))  # type: ignore[misc]
+    def collect_garbage(self, *, dry_run: bool = True, grace: timedelta = timedelta(days=1)) -> GarbageReport:
+        """Delete stored files that nothing needs, and return what was found and done. By default only look.
 
-    def _needed(self, digests: set[str]) -> set[str]:
-        """Return those of *digests* that something in the registry still needs."""
-        with self._core.view() as view:
-            needed = view.needed(digests) | beside(
-                view.events(ev.VersionAttached.kind, ev.EvaluationAdded.kind)
-            )
-            needed |= runs.documents(view)
-            documents = [(d, view.purge(model, number)) for model, number, d in view.documents()]
-            documents += [(document, None) for _name, _number, document in data.documents(view)]
-            ingests = [
-                event
-                for event in view.events(ev.OutputsIngested.kind)
-                if isinstance(event, ev.OutputsIngested)
-            ]
-        for document, purged in documents:
-            gone = frozenset() if purged is None else purged[3]
-            if gone is not None:
-                files = self._core.manifest(document)
-                needed |= {file.digest for file in files if file.path not in gone}
-        for event in ingests:
-            needed |= kept_outputs(event, self._core.document)
-        return needed & digests
+        With ``dry_run=False`` what nothing needs is condemned, and what was condemned longer ago than
+        *grace* is deleted; what a killed collector left is finished. Safe beside others who register at the
+        same time, and in several processes at once.
+
+        Args:
+            dry_run: change nothing.
+            grace: how long condemned files stay; ``timedelta(0)`` deletes at once.
+
+        Raises:
+            InvalidDocument: *grace* is no duration.
+            NotFound: a manifest is missing from the store, so it is unknown what its version needs.
+            StoreUnavailable: the store failed; call again.
+        """
+        from modelhub_sdk import garbage
+
+        if not dry_run:
+            self._writable()
+        return garbage.collect(self._core, dry_run=dry_run, grace=grace)
+
+    def stats(self) -> Stats:
+        """Return how much is stored, for what, and how much of it nothing needs. Lists the whole store.
+
+        Raises:
+            StoreUnavailable: the store did not answer.
+        """
+        from modelhub_sdk import garbage
+
+        return garbage.stats(self._core)
 
     def redact(
         self, ref: Ref | DatasetRef | RunRecord, what: str, reason: str

@@ -182,6 +182,7 @@ def _pin(core: Core, at: int, uri: _URI, route_key: str | None, stale_ok: timede
 def _pin_model(core: Core, at: int, uri: ModelURI, route_key: str | None) -> Pinned:
     as_of = core.clock()
     with core.view(at) as view:
+        _forget_deleted(core, view)
         number = pin(view, uri, route_key)
         version = found_version(view, uri.name, number)
         require = view.settings().get("require")
@@ -193,6 +194,26 @@ def _pin_model(core: Core, at: int, uri: ModelURI, route_key: str | None) -> Pin
         return Pinned(version, version.files, as_of, require)
     gone = ("*",) if purge[3] is None else tuple(sorted(purge[3]))
     return Pinned(version, version.files, as_of, require, gone=gone, gone_why=_why_gone(*purge[:3]))
+
+
+def _forget_deleted(core: Core, view: View) -> None:
+    """Let the cache drop what was deleted since it was last asked; costs one look into the index."""
+    last = View(view.sql).last_deletion()
+    if last <= core.dropped:
+        return
+    cache = core.cache()
+    note = Path(cache.path) / "dropped" / core.registry_id
+    with suppress(OSError, ValueError):
+        core.dropped = max(core.dropped, int(note.read_bytes()))
+    if last <= core.dropped:
+        return
+    known = View(view.sql).garbage()
+    with suppress(ModelHubError):
+        cache.drop(
+            digest for digest, one in known.items() if one.state == "deleted" and one.seq > core.dropped
+        )
+        cache.keep(note, str(last).encode())
+    core.dropped = last
 
 
 def _pin_dataset(core: Core, at: int, uri: DatasetURI) -> Pinned:

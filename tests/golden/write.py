@@ -70,6 +70,9 @@ def story(reg: hub.Registry) -> None:
     reg.restore(second)
     reg.purge(second, "space", files=["model.bin"])
     reg.redact(first, "comments", "a name in it")
+    reg._core.artifacts().put_bytes(b"of no use")
+    reg.collect_garbage(dry_run=False)
+    reg.attach(second, "again.txt", b"of no use")
     reg.archive("churn")
     reg.restore("churn", "needed")
     with tempfile.TemporaryDirectory() as folder:

@@ -32,6 +32,9 @@ _CACHE = re.compile(
     r"""index/[0-9a-f]{32}-.*\.sqlite(-wal|-shm|\.turn)?
       | v1/blobs/[0-9a-f]{2}/[0-9a-f]{62}(\.note)?
       | v1/folders/[0-9a-f]{64}/.+
+      | v1/whole/[0-9a-f]{64}
+      | v1/partial/[0-9a-f]{64}\..+            # of an interrupted transfer: the next one goes on from there
+      | dropped/[0-9a-f]+
       | v1/records/[0-9a-f]{64}\.json(\.lock)?
       | v1/locks/[0-9a-f]{64}                   # open files tell whether they are held; the file is nothing
       | pins/.+\.json

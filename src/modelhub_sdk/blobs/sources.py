@@ -50,6 +50,8 @@ class Source:
     _opener: Callable[[], Reader] = field(eq=False, repr=False)
     repeatable: bool = True
     """Whether it can be opened twice (a file can, a file object may not)."""
+    held: bool = False
+    """Whether its bytes are in memory."""
 
     def open(self) -> Reader:
         """Return a reader of the bytes.
@@ -194,7 +196,7 @@ class _Collector:
         name = check_path(path)
         if isinstance(item, (bytes, bytearray, memoryview)):
             data = bytes(item)
-            self._keep(Source(name, name, len(data), lambda: StreamReader(io.BytesIO(data), name)))
+            self._keep(Source(name, name, len(data), lambda: StreamReader(io.BytesIO(data), name), held=True))
         elif isinstance(item, (str, os.PathLike)):
             self._path(item, prefix=None, name=name)
         elif hasattr(item, "read"):
@@ -474,7 +476,7 @@ class StreamReader:
 
 def from_bytes(data: bytes, path: str = "document") -> Source:
     """Return *data* as a source."""
-    return Source(path, path, len(data), lambda: StreamReader(io.BytesIO(data), path))
+    return Source(path, path, len(data), lambda: StreamReader(io.BytesIO(data), path), held=True)
 
 
 def from_file(path: str | os.PathLike[str], name: str | None = None) -> Source:

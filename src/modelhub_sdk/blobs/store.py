@@ -8,7 +8,8 @@ writing one that exists does nothing, and every read that hands out bytes checks
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Protocol
 
 from modelhub_sdk.blobs import disk, sources
@@ -20,6 +21,8 @@ from modelhub_sdk.errors import DigestMismatch, InvalidName, NotAllowed, NotFoun
 from modelhub_sdk.formats.manifest import is_digest
 
 _SMALL = 1 << 20  # bytes
+_LATELY = 20_000  # sources that a handle remembers until they are in the journal
+_HELD = 64 << 20  # bytes of those that are in memory
 
 
 class _Blobs(Protocol):
@@ -76,6 +79,9 @@ class BlobStore:
         if not registry_id or not registry_id.replace("-", "").isalnum() or not registry_id.isascii():
             raise InvalidName(f"{shown(registry_id)} is not the id of a registry.")
         self.read_only = read_only
+        self._lately: dict[str, Source] = {}  # what was stored and is not in the journal yet
+        self._held = 0  # bytes of that in memory
+        self._lock = os.getpid(), threading.Lock()
         self.root = local_path(given)
         self._blobs: _Blobs
         if self.root is not None:
@@ -105,6 +111,8 @@ class BlobStore:
         """
         self._writing()
         digest, size = self._blobs.put(source, progress)
+        if source.repeatable:
+            self._remember(digest, source)
         return File(source.path, size, digest)
 
     def put_all(self, items: Sequence[Source], *, progress: Progress | None = None) -> tuple[File, ...]:
@@ -122,6 +130,39 @@ class BlobStore:
     def put_bytes(self, data: bytes) -> str:
         """Store *data* and return its digest; raises as `put` does."""
         return self.put(sources.from_bytes(data)).digest
+
+    def _remember(self, digest: str, source: Source) -> None:
+        with self._alone():
+            self._forget(digest)
+            self._lately[digest] = source
+            self._held += (source.size or 0) if source.held else 0
+            while len(self._lately) > _LATELY or self._held > _HELD:  # of calls that failed, mostly
+                self._forget(next(iter(self._lately)))
+
+    def _alone(self) -> threading.Lock:
+        """Return the lock of what is remembered; a forked child has its own."""
+        if self._lock[0] != os.getpid():
+            self._lock = os.getpid(), threading.Lock()
+        return self._lock[1]
+
+    def _forget(self, digest: str) -> None:
+        source = self._lately.pop(digest, None)
+        if source is not None and source.held:
+            self._held -= source.size or 0
+
+    def again(self, digest: str) -> bool:
+        """Store once more what this handle stored lately, if it still has the source; return whether it did.
+
+        Raises as `put` does.
+        """
+        source = self._lately.get(digest)
+        return source is not None and self.put(source).digest == digest
+
+    def settled(self, digests: Iterable[str]) -> None:
+        """Forget the sources of what is in the journal by now."""
+        with self._alone():
+            for digest in digests:
+                self._forget(digest)
 
     def delete(self, digest: str, *, needed: Callable[[], bool] = lambda: False) -> None:
         """Remove a blob; one that is gone already is fine. Raises as `put` does.

@@ -155,6 +155,30 @@ def _(event: ev.VersionPurged, subject: str, texts: Mapping[str, str]) -> str:
 
 
 @_said.register
+def _(event: ev.BlobsCondemned, subject: str, texts: Mapping[str, str]) -> str:
+    return f"condemned {_files(event.digests)} that nothing needs"
+
+
+@_said.register
+def _(event: ev.BlobsSpared, subject: str, texts: Mapping[str, str]) -> str:
+    return f"spared {_files(event.digests)}, which are needed now"
+
+
+@_said.register
+def _(event: ev.BlobsDeleting, subject: str, texts: Mapping[str, str]) -> str:
+    return f"began to delete {_files(event.digests)}"
+
+
+@_said.register
+def _(event: ev.BlobsDeleted, subject: str, texts: Mapping[str, str]) -> str:
+    return f"deleted {_files(event.digests)} that nothing needed"
+
+
+def _files(digests: tuple[str, ...]) -> str:
+    return f"{len(digests)} stored file{'s' if len(digests) != 1 else ''}"
+
+
+@_said.register
 def _(event: ev.DatasetCreated, subject: str, texts: Mapping[str, str]) -> str:
     return f"created {subject}" + _changes(
         event.texts, event.fields, texts, tags=event.tags, projects=event.projects

@@ -463,3 +463,62 @@ __all__ = [
     "Value",
     "Verification",
 ]
+
+
+@frozen
+class GarbageReport:
+    """What `Registry.collect_garbage` found and did.
+
+    Attributes:
+        dry_run: whether nothing was changed.
+        unneeded: stored files that nothing needs, before anything was deleted.
+        unneeded_size: their bytes.
+        condemned: how many were condemned now; they go after the grace.
+        deleted: how many were deleted now.
+        deleted_size: their bytes.
+        waiting: how many were condemned before, and wait for their grace to end.
+        swept: unfinished files of killed writers that were removed.
+        examples: some digests of what is unneeded.
+    """
+
+    dry_run: bool
+    unneeded: int
+    unneeded_size: int
+    condemned: int = 0
+    deleted: int = 0
+    deleted_size: int = 0
+    waiting: int = 0
+    swept: int = 0
+    examples: tuple[str, ...] = ()
+
+
+@frozen
+class Stats:
+    """Where the space is. Sizes in bytes.
+
+    Attributes:
+        artifacts: where the files are stored.
+        entries: how many entries the journal has.
+        models: how many registered models.
+        versions: how many model versions.
+        datasets: how many datasets.
+        runs: how many runs.
+        blobs: how many files are stored, each content once.
+        size: their bytes.
+        largest: models and datasets by the bytes of what their versions name, largest first; what versions
+            share counts once for each model.
+        unneeded: bytes that nothing needs: `Registry.collect_garbage` frees them.
+        missing: how many needed files are not stored.
+    """
+
+    artifacts: str
+    entries: int
+    models: int
+    versions: int
+    datasets: int
+    runs: int
+    blobs: int
+    size: int
+    largest: tuple[tuple[str, int], ...] = ()
+    unneeded: int = 0
+    missing: int = 0

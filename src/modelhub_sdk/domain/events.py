@@ -309,6 +309,41 @@ class VersionPurged(Event):
     reason: Sealed | None = None
 
 
+# --- bytes that nothing needs -----------------------------------------------------------------------
+
+
+@frozen
+class BlobsCondemned(Event):
+    """Nothing needs these bytes; they go after a grace unless something comes to need them."""
+
+    kind: ClassVar[str] = "blobs.condemned"
+    digests: tuple[str, ...]
+
+
+@frozen
+class BlobsSpared(Event):
+    """Condemned bytes that this very entry has come to need: they stay."""
+
+    kind: ClassVar[str] = "blobs.spared"
+    digests: tuple[str, ...]
+
+
+@frozen
+class BlobsDeleting(Event):
+    """From here on nobody may rely on these bytes: they are being deleted."""
+
+    kind: ClassVar[str] = "blobs.deleting"
+    digests: tuple[str, ...]
+
+
+@frozen
+class BlobsDeleted(Event):
+    """These bytes are gone; whoever needs them stores them again."""
+
+    kind: ClassVar[str] = "blobs.deleted"
+    digests: tuple[str, ...]
+
+
 # --- data -------------------------------------------------------------------------------------------
 
 
@@ -557,6 +592,10 @@ KINDS: dict[str, type[Event]] = {
         Archived,
         Restored,
         VersionPurged,
+        BlobsCondemned,
+        BlobsSpared,
+        BlobsDeleting,
+        BlobsDeleted,
         DatasetCreated,
         DatasetVersionCreated,
         DatasetAliasMoved,
@@ -570,6 +609,26 @@ KINDS: dict[str, type[Event]] = {
     )
 }
 """Kind name -> class: the closed union."""
+
+
+def blobs_of(event: Event) -> set[str]:
+    """Return the digests of the blobs that *event* says are stored. Those in a manifest document are not among them."""
+    found: set[str | None] = set()
+    if isinstance(event, (VersionRegistered, DatasetVersionCreated)):
+        found = {event.document, *(file.digest for file in event.files)}
+    elif isinstance(event, VersionAttached):
+        found = {event.digest}
+    elif isinstance(event, EvaluationAdded):
+        found = {file.digest for file in event.files}
+    elif isinstance(event, DatumsStored):
+        found = {datum.digest for datum in event.datums}
+    elif isinstance(event, RunStarted):
+        found = {event.packages}
+    elif isinstance(event, RunFinished):
+        found = {event.series, event.document, event.traceback, *(file.digest for file in event.files)}
+    elif isinstance(event, OutputsIngested):
+        found = {event.document, *(row["digest"] for row in event.outputs if row.get("kept"))}
+    return {digest for digest in found if digest}
 
 
 @frozen

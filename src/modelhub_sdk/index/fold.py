@@ -48,6 +48,10 @@ _CLOSE_VALUE = _CLOSE + " AND value = ?"
 _Place = tuple[str, int, str]
 
 
+GARBAGE = "@garbage"
+"""Under what `BlobsCondemned` and its kin are kept: number 0 each digest, number 1 the last deletion."""
+
+
 class Batch:
     """Row changes of some entries, written together."""
 
@@ -265,6 +269,32 @@ def _(event: ev.Restored, batch: Batch) -> None:
 
 
 @_fold.register
+def _(event: ev.BlobsCondemned, batch: Batch) -> None:
+    _blobs(batch, event.digests, "condemned")
+
+
+@_fold.register
+def _(event: ev.BlobsSpared, batch: Batch) -> None:
+    _blobs(batch, event.digests, None)
+
+
+@_fold.register
+def _(event: ev.BlobsDeleting, batch: Batch) -> None:
+    _blobs(batch, event.digests, "deleting")
+
+
+@_fold.register
+def _(event: ev.BlobsDeleted, batch: Batch) -> None:
+    _blobs(batch, event.digests, "deleted")
+    batch.become(GARBAGE, 1, "last", str(batch.seq))
+
+
+def _blobs(batch: Batch, digests: tuple[str, ...], state: str | None) -> None:
+    for digest in digests:
+        batch.become(GARBAGE, 0, digest, None if state is None else f"{state} {batch.seq} {batch.at}")
+
+
+@_fold.register
 def _(event: ev.VersionPurged, batch: Batch) -> None:
     if event.paths is None:
         batch.become(event.model, event.number, "purged", str(batch.seq))
@@ -456,4 +486,4 @@ def apply(sql: Sql, entries: Iterable[ev.Entry]) -> None:
     batch.write(sql)
 
 
-__all__ = ["Batch", "apply", "fold", "micros"]
+__all__ = ["GARBAGE", "Batch", "apply", "fold", "micros"]

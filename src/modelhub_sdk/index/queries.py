@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -28,7 +28,7 @@ from modelhub_sdk.domain.query import Order, Query
 from modelhub_sdk.domain.values import Frozen, from_json
 from modelhub_sdk.formats import codec
 from modelhub_sdk.index import search
-from modelhub_sdk.index.fold import micros
+from modelhub_sdk.index.fold import GARBAGE, micros
 from modelhub_sdk.index.schema import FOREVER
 from modelhub_sdk.index.sql import Sql
 
@@ -45,6 +45,18 @@ _LATEST = (
 _CHUNK = 200
 
 Key = tuple[str, int]
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@frozen
+class Garbage:
+    """What is known of bytes: ``condemned``, ``deleting`` or ``deleted``, by which entry, and when."""
+
+    state: str
+    seq: int
+    at: datetime
 
 
 @frozen
@@ -474,13 +486,67 @@ class View:
             kept |= {row[0] for row in rows}
         return kept
 
-    def purged_since(self, moment: datetime) -> bool:
-        """Return whether files were given up after *moment*."""
-        row = self.sql.one(
-            "SELECT 1 FROM @entry n JOIN @event e ON e.seq = n.seq WHERE n.at >= ? AND e.kind = 'version.purged' LIMIT 1",
-            micros(moment),
+    def garbage(self, digests: Collection[str] | None = None) -> dict[str, Garbage]:
+        """Return what is known of bytes that were condemned or deleted: of *digests*, or of all."""
+        start = "SELECT name, value, since FROM @fact WHERE model = ? AND number = 0 AND until = ?"
+        rows = []
+        if digests is None:
+            rows = self.sql.all(start, GARBAGE, FOREVER)
+        elif self.sql.one(start + " LIMIT 1", GARBAGE, FOREVER):
+            wanted = sorted(digests)
+            for at in range(0, len(wanted), _CHUNK):
+                part = wanted[at : at + _CHUNK]
+                marks = ", ".join("?" * len(part))
+                rows += self.sql.all(f"{start} AND name IN ({marks})", GARBAGE, FOREVER, *part)
+        found = {}
+        for name, value, since in rows:
+            state, _seq, moment = value.split()
+            found[name] = Garbage(state, since, _EPOCH + timedelta(microseconds=int(moment)))
+        return found
+
+    def all_files(self) -> list[tuple[str, str, int]]:
+        """Return (model or dataset, digest, size) of every file that was not given up and stands in the index."""
+        rows = self.sql.all(
+            "SELECT DISTINCT f.model, f.digest, f.size FROM @file f WHERE NOT EXISTS (SELECT 1 FROM @fact p"
+            " WHERE p.model = f.model AND p.number = f.number"
+            " AND (p.name = 'purged' OR p.name = 'purged:' || f.path) AND p.until = ?)",
+            FOREVER,
         )
-        return row is not None
+        return [(row[0], row[1], row[2]) for row in rows]
+
+    def counts(self) -> dict[str, int]:
+        """Return how many models, versions, datasets and runs there are."""
+        tables = {"models": "@model", "versions": "@version", "datasets": "@dataset"}
+        found = {name: self.sql.one(f"SELECT COUNT(*) FROM {table}") for name, table in tables.items()}
+        found["runs"] = self.sql.one("SELECT COUNT(DISTINCT id) FROM @run")
+        return {name: int(row[0]) if row else 0 for name, row in found.items()}
+
+    def last_deletion(self) -> int:
+        """Return the entry that deleted bytes last, 0 if none did."""
+        row = self.sql.one(
+            "SELECT value FROM @fact WHERE model = ? AND number = 1 AND name = 'last' AND until = ?",
+            GARBAGE,
+            FOREVER,
+        )
+        return int(row[0]) if row else 0
+
+    def datum_digests(self) -> set[str]:
+        """Return the digests of all datums."""
+        return {row[0] for row in self.sql.all("SELECT digest FROM @datum")}
+
+    def purged_digests(self) -> set[str]:
+        """Return the digests of files that were given up (and stand in the index)."""
+        rows = self.sql.all(
+            "SELECT DISTINCT f.digest FROM @file f JOIN @fact p ON p.model = f.model AND p.number = f.number"
+            " WHERE (p.name = 'purged' OR p.name = 'purged:' || f.path) AND p.until = ?",
+            FOREVER,
+        )
+        return {row[0] for row in rows}
+
+    def unknown(self, known: Collection[str]) -> list[str]:
+        """Return the events, as JSON, of kinds that are not *known*."""
+        marks = ", ".join("?" * len(known))
+        return [row[0] for row in self.sql.all(f"SELECT doc FROM @event WHERE kind NOT IN ({marks})", *known)]
 
     def purge(
         self, model: str, number: int

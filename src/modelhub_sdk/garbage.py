@@ -1,0 +1,183 @@
+"""Deleting stored bytes that nothing needs, safely beside everybody who registers.
+
+It goes through the journal: bytes are *condemned*; after a grace an entry says that they are being
+*deleted*, then they are, then another entry says so. Whoever commits an entry that relies on condemned
+bytes spares them in that entry; one that relies on bytes which are being deleted, or were, waits and
+stores them again (`Core.commit`). So it does not matter what a registering process saw before, nor where
+a collector is killed: the next one goes on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from datetime import timedelta
+
+from modelhub_sdk.arguments import beside, kept_outputs
+from modelhub_sdk.core import DELETING, Core, since_boot
+from modelhub_sdk.domain import events as ev
+from modelhub_sdk.domain.entities import File, GarbageReport, Stats
+from modelhub_sdk.domain.events import Event, Sealer
+from modelhub_sdk.errors import InvalidDocument, NotFound
+from modelhub_sdk.index import data, runs
+from modelhub_sdk.index.queries import View
+
+_BATCH = 500  # digests in an entry, and deleted between two
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+def collect(core: Core, *, dry_run: bool, grace: timedelta) -> GarbageReport:
+    """Condemn what nothing needs, and delete what was condemned longer ago than *grace*."""
+    if not isinstance(grace, timedelta) or grace < timedelta(0):
+        raise InvalidDocument("grace is a datetime.timedelta of at least 0.", hint="timedelta(days=1)")
+    blobs = core.artifacts()
+    stored = dict(blobs.digests())
+    with core.view() as view:
+        unneeded = set(stored) - needed(core, view, stored)
+        known = view.garbage()
+    size = sum(stored[digest] for digest in unneeded)
+    before = {digest for digest, one in known.items() if one.state == "condemned" and digest in unneeded}
+    examples = tuple(sorted(unneeded)[:5])
+    if dry_run:
+        return GarbageReport(True, len(unneeded), size, waiting=len(before), examples=examples)
+    dead = core.clock() - timedelta(seconds=3 * DELETING)
+    for batch in _batches(d for d, one in known.items() if one.state == "deleting" and one.at <= dead):
+        core.deleted(batch)  # a collector was killed
+    going = {digest for digest, one in known.items() if one.state == "deleting"}
+    condemned = sum(_condemned(core, batch) for batch in _batches(unneeded - before - going))
+    horizon = core.clock() - grace
+    with core.view() as view:
+        due = [d for d, one in view.garbage().items() if one.state == "condemned" and one.at <= horizon]
+    gone = [digest for batch in _batches(due) for digest in free(core, batch)]
+    return GarbageReport(
+        False,
+        len(unneeded),
+        size,
+        condemned=condemned,
+        deleted=len(gone),
+        deleted_size=sum(stored.get(digest, 0) for digest in gone),
+        waiting=len(before | (unneeded - going)) - len(gone),
+        swept=blobs.sweep(),
+        examples=examples,
+    )
+
+
+def _batches(digests: Iterable[str]) -> Iterator[list[str]]:
+    ordered = sorted(digests)
+    for start in range(0, len(ordered), _BATCH):
+        yield ordered[start : start + _BATCH]
+
+
+def _condemned(core: Core, digests: Sequence[str]) -> int:
+    def decide(view: View, seal: Sealer) -> list[Event]:
+        known = view.garbage(digests)
+        wanted = needed(core, view, digests)
+        new = tuple(
+            digest
+            for digest in digests
+            if digest not in wanted and (digest not in known or known[digest].state == "deleted")
+        )
+        return [ev.BlobsCondemned(digests=new)] if new else []
+
+    entry = core.commit("registry", decide)
+    return (
+        0
+        if entry is None
+        else sum(len(ev_.digests) for ev_ in entry.events if isinstance(ev_, ev.BlobsCondemned))
+    )
+
+
+def free(core: Core, digests: Sequence[str]) -> tuple[str, ...]:
+    """Delete bytes for which nothing speaks as the entry is appended that says so; return which."""
+    with core.view() as view:
+        gone = {digest for digest, one in view.garbage(digests).items() if one.state == "deleted"}
+    digests = [digest for digest in digests if digest not in gone or core.artifacts().has(digest)]
+    if not digests:
+        return ()
+    begun = since_boot()
+    going: tuple[str, ...] = ()
+
+    def decide(view: View, seal: Sealer) -> list[Event]:
+        nonlocal going
+        known = view.garbage(digests)
+        wanted = needed(core, view, digests)
+        busy = {d for d, one in known.items() if one.state == "deleting"}
+        going = tuple(digest for digest in digests if digest not in wanted and digest not in busy)
+        return [ev.BlobsDeleting(digests=going)] if going else []
+
+    core.commit("registry", decide)
+    return core.deleted(going, begun)
+
+
+def needed(core: Core, view: View, digests: Collection[str]) -> set[str]:
+    """Return those of *digests* that something in the registry still needs.
+
+    What an event of a kind that this release does not know names is needed too.
+    """
+    wanted = set(digests)
+    found = view.needed(wanted) | beside(view.events(ev.VersionAttached.kind, ev.EvaluationAdded.kind))
+    found |= runs.documents(view)
+    purged = view.purged_digests()
+    documents = [(d, view.purge(model, number)) for model, number, d in view.documents()]
+    documents += [(document, None) for _name, _number, document in data.documents(view)]
+    for document, purge in documents:
+        found.add(document)
+        gone = frozenset() if purge is None else purge[3]
+        files = core.manifest(document)
+        found |= {file.digest for file in files if gone is not None and file.path not in gone}
+        purged |= {file.digest for file in files if gone is None or file.path in gone}
+    for event in view.events(ev.OutputsIngested.kind):
+        if isinstance(event, ev.OutputsIngested):
+            found |= kept_outputs(event, core.document) | ({event.document} if event.document else set())
+    found |= view.datum_digests() - purged  # what was given up is gone for its datum too
+    for raw in view.unknown(tuple(ev.KINDS)):
+        found |= set(_DIGEST.findall(raw))
+    return found & wanted
+
+
+def stats(core: Core) -> Stats:
+    """Return where the space is."""
+    stored = dict(core.artifacts().digests())
+    sizes: dict[str, dict[str, int]] = {}
+    with core.view() as view:
+        kept = needed(core, view, stored)
+        there = view.all_files()
+        lost = needed(core, view, {digest for _, digest, _ in there} - set(stored))
+        for subject, digest, size in there:
+            sizes.setdefault(subject, {})[digest] = size
+        for model, number, document in view.documents():
+            purge = view.purge(model, number)
+            if purge is None:
+                sizes.setdefault(model, {}).update((f.digest, f.size) for f in _manifest(core, document))
+        for name, _number, document in data.documents(view):
+            sizes.setdefault(data.subject(name), {}).update(
+                (f.digest, f.size) for f in _manifest(core, document)
+            )
+        entries = view.head()[0]
+        counts = view.counts()
+    largest = sorted(((sum(one.values()), subject) for subject, one in sizes.items()), reverse=True)
+    return Stats(
+        artifacts=core.artifacts().url,
+        entries=entries,
+        **counts,
+        blobs=len(stored),
+        size=sum(stored.values()),
+        largest=tuple((_uri(subject), size) for size, subject in largest[:20]),
+        unneeded=sum(size for digest, size in stored.items() if digest not in kept),
+        missing=len(lost),
+    )
+
+
+def _manifest(core: Core, document: str) -> Iterable[File]:
+    try:
+        return core.manifest(document)
+    except NotFound:
+        return ()
+
+
+def _uri(subject: str) -> str:
+    kind, colon, name = subject.partition(":")
+    return f"{kind}://{name}" if colon else f"model://{subject}"
+
+
+__all__ = ["collect", "free", "needed", "stats"]

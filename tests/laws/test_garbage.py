@@ -1,0 +1,336 @@
+"""Collecting garbage: nothing needed is ever deleted, whoever registers, stops or dies meanwhile."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import modelhub_sdk as hub
+from modelhub_sdk import Registry, core
+from modelhub_sdk.domain import events as ev
+from modelhub_sdk.errors import Conflict, InvalidDocument, NotAllowed, Purged
+from tests.support.crowd import together
+from tests.support.homes import ALL, Home, check_sound
+
+MakeHome = Callable[[str], Home]
+AT_ONCE = timedelta(0)
+
+
+def digest(data: bytes) -> str:
+    import hashlib
+
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def stored(reg: Registry) -> set[str]:
+    return {one for one, _ in reg._core.artifacts().digests()}
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_only_what_nothing_needs_goes(kind: str, make_home: MakeHome, tmp_path: Path) -> None:
+    """A dry run changes nothing; a real one deletes strays after their grace, and nothing that anything names."""
+    with make_home(kind).opened() as reg:
+        reg.register("churn", {f"{n}": b"%d" % n for n in range(1100)})  # its manifest is a document
+        reg.attach("churn/v1", "roc.txt", b"curve")
+        reg.add_evaluation("churn/v1", {"auc": 1}, files={"e": b"evaluated"})
+        reg.create_dataset_version("clicks/v1", {"a.csv": b"data"})
+        out = tmp_path / "out"
+        out.mkdir()
+        (out / "t.csv").write_bytes(b"datum")
+        (out / "t.csv.metadata.json").write_text('{"valohai.alias": "table"}')
+        reg.ingest(out)
+        os.chdir(tmp_path)
+        with reg.start_run("train", outputs=None) as run:
+            run.log({"loss": 1.0}, step=1)
+            run.attach("note.txt", b"attached")
+        needed = stored(reg)
+        assert reg.collect_garbage().unneeded == 0
+        stray = reg._core.artifacts().put_bytes(b"stray")
+        before = reg.audit().total
+        found = reg.collect_garbage()
+        assert (found.dry_run, found.unneeded, found.unneeded_size, found.examples) == (True, 1, 5, (stray,))
+        assert reg.audit().total == before
+        found = reg.collect_garbage(dry_run=False)
+        assert (found.condemned, found.deleted, found.waiting) == (1, 0, 1)
+        assert reg.collect_garbage(dry_run=False).condemned == 0
+        assert reg.stats().unneeded == 5
+        assert stray in stored(reg)
+        found = reg.collect_garbage(dry_run=False, grace=AT_ONCE)
+        assert (found.deleted, found.deleted_size, found.waiting) == (1, 5, 0)
+        assert stored(reg) == needed
+        assert reg.collect_garbage(dry_run=False, grace=AT_ONCE).deleted == 0
+        assert stray == reg._core.artifacts().put_bytes(b"stray")  # stored again, and garbage again
+        assert reg.collect_garbage(dry_run=False, grace=AT_ONCE).deleted == 1
+        check_sound(reg)
+        reg.rebuild_index()
+        assert reg.collect_garbage().unneeded == 0
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_what_was_condemned_is_spared_when_it_is_needed(kind: str, make_home: MakeHome) -> None:
+    """A registration of condemned bytes spares them in the same entry; the collector then leaves them."""
+    with make_home(kind).opened() as reg:
+        reg._core.artifacts().put_bytes(b"weights")
+        reg.collect_garbage(dry_run=False)
+        reg.register("churn", {"m.bin": b"weights"})
+        assert "blobs.spared" in [one.action for one in reg.audit(limit=3)]
+        assert reg.collect_garbage(dry_run=False, grace=AT_ONCE).deleted == 0
+        assert Path(reg.resolve("churn/v1").path, "m.bin").read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("what", ["version", "attachment", "dataset", "manifest"])
+def test_bytes_deleted_between_upload_and_commit_are_stored_again(
+    kind: str, what: str, make_home: MakeHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A collector that takes the bytes just before the entry that names them costs an upload, and nothing else."""
+    with make_home(kind).opened() as reg, make_home(kind).opened() as other:
+        reg.register("churn", {"first": b"1"})
+        commit, fired = core.Core.commit, []
+
+        def collected_first(self: core.Core, scope: str, decide: Any) -> Any:
+            if self is reg._core and not fired:
+                fired.append(1)
+                assert other.collect_garbage(dry_run=False, grace=AT_ONCE).deleted >= 1
+            return commit(self, scope, decide)
+
+        monkeypatch.setattr(core.Core, "commit", collected_first)
+        if what == "version":
+            reg.register("churn", {"m.bin": b"weights"})
+        elif what == "manifest":
+            reg.register("churn", {f"{n}": b"%d" % n for n in range(1001)})
+        elif what == "attachment":
+            reg.attach("churn/v1", "roc.txt", b"curve")
+        else:
+            reg.create_dataset_version("clicks/v1", {"a.csv": b"data"})
+        assert fired
+        assert reg.verify().ok, reg.verify().problems
+        assert reg.collect_garbage().unneeded == 0
+        assert reg.stats().missing == 0
+
+
+def test_a_stream_that_is_gone_is_told(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that cannot be produced again are a Conflict that says to call again; nothing was registered."""
+    import io
+
+    commit, fired = core.Core.commit, []
+
+    def collected_first(self: core.Core, scope: str, decide: Any) -> Any:
+        if not fired:
+            fired.append(1)
+            reg.collect_garbage(dry_run=False, grace=AT_ONCE)
+        return commit(self, scope, decide)
+
+    monkeypatch.setattr(core.Core, "commit", collected_first)
+    with pytest.raises(Conflict, match="call again"):
+        reg.register("churn", {"m.bin": io.BytesIO(b"weights")})
+    assert reg.models().total == 0
+    assert reg.register("churn", {"m.bin": io.BytesIO(b"weights")}).number == 1
+    assert reg.verify().ok
+
+
+def _deleting(reg: Registry, *digests: str) -> None:
+    """Leave the journal as a collector does that dies before it deletes."""
+    reg._core.commit("registry", lambda view, seal: [ev.BlobsDeleting(digests=digests)])
+
+
+def test_a_dead_collector_is_finished_by_who_waits(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registration waits for bytes that are being deleted, and when nothing happens deletes in their place."""
+    monkeypatch.setattr(core, "DELETING", 0.2)
+    one = reg._core.artifacts().put_bytes(b"weights")
+    _deleting(reg, one)
+    begun = time.monotonic()
+    reg.register("churn", {"m.bin": b"weights"})
+    assert time.monotonic() - begun > 0.6
+    assert reg.verify().ok
+    assert [record.action for record in reg.audit()].count("blobs.deleted") == 1
+
+
+def test_a_dead_collector_is_finished_by_the_next(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a killed collector left half done is finished by the next one, but not before it may be dead."""
+    one = reg._core.artifacts().put_bytes(b"weights")
+    _deleting(reg, one)
+    assert reg.collect_garbage(dry_run=False).deleted == 0
+    assert one in stored(reg)
+    later = reg._core.clock() + timedelta(minutes=2)
+    monkeypatch.setattr(reg._core, "clock", lambda: later)
+    reg.collect_garbage(dry_run=False)
+    assert one not in stored(reg)
+    reg.register("churn", {"m.bin": b"weights"})
+    assert reg.verify().ok
+
+
+def test_a_stopped_collector_deletes_nothing_late(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collector that was stopped after its entry for too long deletes nothing: the bytes may be others' by then."""
+    one = reg._core.artifacts().put_bytes(b"weights")
+    reg.collect_garbage(dry_run=False)
+    now = [0.0]
+    monkeypatch.setattr(core, "since_boot", lambda: now[0])
+    from modelhub_sdk import garbage
+
+    monkeypatch.setattr(garbage, "since_boot", lambda: now[0])
+    commit = core.Core.commit
+
+    def stopped_after(self: core.Core, scope: str, decide: Any) -> Any:
+        entry = commit(self, scope, decide)
+        now[0] += core.DELETING + 1
+        return entry
+
+    monkeypatch.setattr(core.Core, "commit", stopped_after)
+    assert reg.collect_garbage(dry_run=False, grace=AT_ONCE).deleted == 0
+    assert one in stored(reg)
+
+
+@pytest.mark.parametrize("bad", [7, None, timedelta(-1), "1 day"])
+def test_bad_arguments(reg: Registry, bad: Any) -> None:
+    """A grace that is none is refused; a read-only handle may look and not delete."""
+    with pytest.raises(InvalidDocument, match="grace"):
+        reg.collect_garbage(grace=bad)
+
+
+def test_read_only(tmp_path: Path) -> None:
+    """A read-only handle may look, and not delete."""
+    url = f"sqlite:///{tmp_path / 'm.db'}"
+    hub.open(url).close()
+    with hub.open(url, read_only=True) as reg:
+        assert reg.collect_garbage().unneeded == 0
+        with pytest.raises(NotAllowed, match="read-only"):
+            reg.collect_garbage(dry_run=False)
+
+
+def test_bytes_of_unknown_events_stay(reg: Registry) -> None:
+    """What an event of a later release names is needed."""
+    one = reg._core.artifacts().put_bytes(b"signature")
+    reg._core.commit(
+        "registry", lambda view, seal: [ev.Unknown(name="version.signed", data={"bundle": one, "n": 1})]
+    )
+    assert reg.collect_garbage().unneeded == 0
+
+
+def test_caches_drop_what_was_purged(reg: Registry, tmp_path: Path) -> None:
+    """At its next look a cache has no purged bytes any more, what others need stays; a purged version says why."""
+    reg.register("churn", {"m.bin": b"old", "same": b"same"})
+    reg.register("churn", {"m.bin": b"new", "same": b"same"})
+    old, new = Path(reg.resolve("churn/v1").path), Path(reg.resolve("churn/v2").path)
+    seq = reg.audit(limit=1)[0].seq
+    reg.purge("churn/v1", "asked to by the customer", force=True)
+    reg.resolve("churn/v2")
+    cache = reg._core.cache()
+    assert not old.exists()
+    assert cache.get(digest(b"old")) is None
+    assert (new / "same").read_bytes() == b"same"
+    for view in (reg, reg.at(seq)):
+        with pytest.raises(Purged, match="asked to by the customer"):
+            view.resolve("churn/v1")
+
+
+def test_stats(reg: Registry) -> None:
+    """Stats say how much there is, for what, and what nothing needs or is missing."""
+    reg.register("big", {"a": b"x" * 1000, "b": b"y" * 500})
+    reg.register("big", {"a": b"x" * 1000})
+    reg.create_dataset_version("clicks/v1", {"c": b"z" * 700})
+    reg._core.artifacts().put_bytes(b"stray")
+    found = reg.stats()
+    assert (found.models, found.versions, found.datasets, found.runs) == (1, 2, 1, 0)
+    assert (found.blobs, found.size, found.unneeded, found.missing) == (4, 2205, 5, 0)
+    assert found.largest == (("model://big", 1500), ("dataset://clicks", 700))
+    reg._core.artifacts().delete(digest(b"y" * 500))
+    assert reg.stats().missing == 1
+
+
+# --- races ----------------------------------------------------------------------------------------------
+
+
+def _register_again_and_again(
+    tell: Any, ready: Any, url: str, cache: str, artifacts: str | None, who: int, rounds: int
+) -> None:
+    random.seed(who)
+    with hub.open(url, cache_dir=cache, artifacts=artifacts) as reg:
+        ready()
+        for _ in range(rounds):
+            version = reg.register("churn", {f"f{n}": b"content %d" % random.randrange(6) for n in range(3)})
+            tell(version.number)
+            if random.random() < 0.6:
+                reg.purge(version, "short-lived", force=True)
+
+
+def _collect_again_and_again(
+    tell: Any, ready: Any, url: str, cache: str, artifacts: str | None, who: int, rounds: int
+) -> None:
+    with hub.open(url, cache_dir=cache, artifacts=artifacts) as reg:
+        ready()
+        for _ in range(rounds):
+            tell(-reg.collect_garbage(dry_run=False, grace=AT_ONCE).deleted)
+
+
+def _either(tell: Any, ready: Any, job: str, *arguments: Any) -> None:
+    (_collect_again_and_again if job == "collect" else _register_again_and_again)(tell, ready, *arguments)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("kind", ALL)
+def test_collectors_beside_registrations(kind: str, make_home: MakeHome, tmp_path: Path) -> None:
+    """Processes that register and purge the same few contents, beside two collectors without a grace: nothing is lost."""
+    home = make_home(kind)
+    with home.opened():
+        pass
+    rounds = 12 if kind == "s3" else 20
+    crowd = [("register", home.url, str(tmp_path / f"c{n}"), home.artifacts, n, rounds) for n in range(4)]
+    crowd += [("collect", home.url, str(tmp_path / f"c{n}"), home.artifacts, n, rounds // 2) for n in (8, 9)]
+    told = together(_either, crowd)
+    numbers = sorted(number for one in told[:4] for number in one)
+    assert numbers == list(range(1, 4 * rounds + 1))
+    with home.opened() as reg:
+        for version in reg.versions("churn", limit=1000):
+            if not version.purged:
+                reg.resolve(version, verify="always")
+        check_sound(reg)
+        reg.collect_garbage(dry_run=False, grace=AT_ONCE)
+        assert reg.stats().unneeded == reg.stats().missing == 0
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("kind", ["sqlite", "folder"])
+def test_killed_collectors(kind: str, make_home: MakeHome, tmp_path: Path) -> None:
+    """Collectors that are killed at random moments lose nothing, and hold nobody up for good."""
+    home = make_home(kind)
+    code = """
+        import sys
+        from datetime import timedelta
+        import modelhub_sdk as hub
+        from modelhub_sdk import core
+        core.DELETING = 0.3
+        with hub.open(sys.argv[1], cache_dir=sys.argv[2]) as reg:
+            while True:
+                for n in range(20):
+                    reg._core.artifacts().put_bytes(b"content %d" % n)
+                reg.collect_garbage(dry_run=False, grace=timedelta(0))
+    """
+    random.seed(7)
+    with home.opened() as reg, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(core, "DELETING", 0.3)
+        for turn in range(6):
+            child = subprocess.Popen(
+                [sys.executable, "-c", textwrap.dedent(code), home.url, str(tmp_path / "other")]
+            )
+            killer = threading.Timer(0.6 + random.random(), lambda c=child: c.send_signal(signal.SIGKILL))
+            killer.start()
+            for n in range(10):
+                reg.register(f"m{turn}", {"a": b"content %d" % random.randrange(20), "b": b"content %d" % n})
+            child.wait()
+            killer.join()
+        check_sound(reg)
+        assert reg.versions(limit=100).total == 60
+        assert reg.stats().missing == 0
