@@ -206,6 +206,7 @@ class Core:
             events = tuple(decide(view, seal))
             if not events:
                 return None
+            self._check_frozen(view, events)
             stored = {digest for event in events for digest in ev.blobs_of(event)}
             events += self._spared(view, stored, checked)
             if inner := self._in_manifests(events) - stored:  # the manifests themselves are there by now
@@ -227,6 +228,16 @@ class Core:
         if self.blobs is not None:
             self.blobs.settled(stored)
         return entry
+
+    def _check_frozen(self, view: View, events: Sequence[Event]) -> None:
+        """Raise NotAllowed if this registry was frozen."""
+        frozen = view.frozen()
+        if frozen is not None and not any(isinstance(event, ev.RegistryThawed) for event in events):
+            raise NotAllowed(
+                f"The registry {shown(self.url, 200)} was frozen by {frozen.by or '(redacted)'} on"
+                f" {frozen.at:%Y-%m-%d}: {shown(frozen.reason or '(no reason kept)', 300)[1:-1]}.",
+                hint="It may have moved. If this was a mistake: reg.unfreeze(reason).",
+            )
 
     # --- bytes that an entry relies on ---------------------------------------------------------
 
@@ -436,7 +447,7 @@ def opened(
     options = dict(storage_options or {})
     place = connect(url, read_only=read_only, options=options)
     stated = artifacts if artifacts is not None else (place.stated or surroundings.setting("ARTIFACTS"))
-    wanted = None if stated is None else _artifacts_url(stated)
+    wanted = None if stated is None else artifacts_url(stated)
     host = surroundings.host()
     common: Any = {"actor": actor, "host": host, "project": project, "read_only": read_only}
     try:
@@ -448,17 +459,23 @@ def opened(
             raise InvalidDocument(
                 f"The journal of {shown(place.store.url, 200)} does not begin with its creation."
             )
-        if wanted is not None and wanted != (born.artifacts or place.artifacts):
+        where = born.artifacts or place.artifacts
+        copied = wanted if wanted is not None else place.artifacts
+        if copied is not None and copied != where and _is_copy(copied, born.id, options):
+            where = copied  # this journal was copied here, and its bytes too
+        if wanted is not None and wanted != where:
             raise Conflict(
                 f"This registry keeps its artifacts in {shown(born.artifacts or place.artifacts, 200)},"
                 f" and {shown(wanted, 200)} was asked for.",
                 hint="Leave artifacts= (and MODELHUB_ARTIFACTS) away; the registry knows.",
             )
-        where = born.artifacts or place.artifacts
         if where is None:
-            raise InvalidDocument("This registry does not say where its artifacts are.")
+            raise InvalidName(
+                f"The registry at {shown(place.store.url, 200)} is a copy, and does not say where its artifacts are.",
+                hint="Pass the artifacts= that it was copied with, or set MODELHUB_ARTIFACTS.",
+            )
         blobs = BlobStore(
-            where, registry_id=born.id, storage_options=_for(where, options), read_only=read_only
+            where, registry_id=born.id, storage_options=options_for(where, options), read_only=read_only
         )
         core = Core(
             place=place,
@@ -496,6 +513,10 @@ def opened(
     return core
 
 
+def _is_copy(where: str, registry_id: str, options: dict[str, Any]) -> bool:
+    return BlobStore(where, registry_id=registry_id, storage_options=options_for(where, options)).is_marked()
+
+
 def pins_folder(core: Core) -> Path:
     """Return where the cache remembers what names of this registry meant."""
     return Path(core.cache().path) / "pins" / hashlib.sha256(core.url.encode()).hexdigest()[:32]
@@ -508,7 +529,7 @@ def _has_pins(core: Core) -> bool:
     return False
 
 
-def _artifacts_url(given: str | os.PathLike[str]) -> str:
+def artifacts_url(given: str | os.PathLike[str]) -> str:
     """Return where artifacts are asked to be. What was given may hold a secret, so no error quotes it."""
     from modelhub_sdk.blobs.store import local_path
 
@@ -534,7 +555,8 @@ def _artifacts_url(given: str | os.PathLike[str]) -> str:
     return text.rstrip("/")
 
 
-def _for(where: str, options: dict[str, Any]) -> dict[str, Any]:
+def options_for(where: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options for the driver of an artifact store: none for a folder."""
     return {} if "://" not in where else options
 
 
@@ -682,4 +704,4 @@ class _Unreachable:
             self.store.close()
 
 
-__all__ = ["Core", "opened", "pins_folder"]
+__all__ = ["DELETING", "Core", "artifacts_url", "opened", "options_for", "pins_folder", "since_boot"]

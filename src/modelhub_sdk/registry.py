@@ -30,6 +30,7 @@ from modelhub_sdk.domain import events as ev
 from modelhub_sdk.domain import names, rules
 from modelhub_sdk.domain.entities import (
     Alias,
+    CopyReport,
     Dataset,
     DatasetVersion,
     File,
@@ -1239,6 +1240,68 @@ class Registry(RegistryView):
 
         self._commit("registry", decide)
         return self.settings()
+
+    # --- moving --------------------------------------------------------------------------------
+
+    def copy_to(
+        self,
+        other: str | os.PathLike[str] | Registry,
+        *,
+        artifacts: str | os.PathLike[str] | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        progress: bool | None = None,
+    ) -> CopyReport:
+        """Copy this registry, entry by entry, to a place where there is none yet, or bring an earlier copy up to date.
+
+        The copy has the same entries, digests, ids and seals; files are copied once each, and before what
+        names them. Call again after an interruption, or later for what is new. Nobody may write to a copy
+        before it has taken over: then it goes its own way, and is a copy no more.
+
+        Args:
+            other: the URL of the place; or an open registry that is an earlier copy.
+            artifacts: where the copy keeps its files; needed for PostgreSQL. Pass the same when it is opened.
+            storage_options: for the fsspec driver of an object store.
+            progress: show a bar, or not; by default when a person is watching.
+
+        Raises:
+            Conflict: there is another registry, or one that went its own way.
+            DigestMismatch: a stored file is damaged; `verify` says which.
+            StoreUnavailable: a store failed; call again.
+        """
+        from modelhub_sdk import moving
+
+        if isinstance(other, Registry):
+            target: str | os.PathLike[str] = moving.check_same(self._core, other._core)
+            artifacts = artifacts if artifacts is not None else other._core.artifacts().url
+        else:
+            target = other
+        return moving.copy(
+            self._core, target, artifacts=artifacts, storage_options=storage_options, progress=progress
+        )
+
+    def freeze(self, reason: str) -> None:
+        """Refuse every change from now on, for everybody; all is read and resolved as before.
+
+        Before a move: freeze, `copy_to`, then use the copy. A copy of a frozen registry is not frozen.
+
+        Raises:
+            NotAllowed: it is frozen already; the message says by whom, when and why.
+        """
+        said = reason_of(reason)
+        self._commit("registry", lambda view, seal: [ev.RegistryFrozen(reason=seal.maybe(said))])
+
+    def unfreeze(self, reason: str) -> None:
+        """Allow changes again; nothing happens when it is not frozen.
+
+        Raises:
+            InvalidDocument: there is no reason.
+        """
+        said = reason_of(reason)
+
+        def decide(view: View, seal: Sealer) -> list[Event]:
+            return [] if view.frozen() is None else [ev.RegistryThawed(reason=seal.maybe(said))]
+
+        self._commit("registry", decide)
 
     def rebuild_index(self) -> None:
         """Drop the index and fold it again from the journal. Never needed, always safe."""

@@ -73,6 +73,8 @@ def story(reg: hub.Registry) -> None:
     reg._core.artifacts().put_bytes(b"of no use")
     reg.collect_garbage(dry_run=False)
     reg.attach(second, "again.txt", b"of no use")
+    reg.freeze("moving")
+    reg.unfreeze("not yet")
     reg.archive("churn")
     reg.restore("churn", "needed")
     with tempfile.TemporaryDirectory() as folder:

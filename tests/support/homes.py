@@ -23,7 +23,7 @@ ALL = ("sqlite", "folder", "postgres", "s3")
 # What may lie in a place, and in a cache, once everybody is done. All else is a leftover.
 _PLACE = re.compile(
     r"""registry\.db(-wal|-shm)?
-      | (registry\.db\.artifacts|registry/blobs|artifacts|.*/artifacts)/(format\.json|[0-9a-f-]+/sha256/[0-9a-f]{2}/[0-9a-f]{62})
+      | (registry\.db\.artifacts|registry/blobs|artifacts|.*/artifacts)/(format\.json|[0-9a-f-]+/copy|[0-9a-f-]+/sha256/[0-9a-f]{2}/[0-9a-f]{62})
       | registry/journal/\d{7}/\d{10}\.json
       | registry/inbox/[0-9a-f]{32}\.json""",
     re.VERBOSE,

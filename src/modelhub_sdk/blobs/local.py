@@ -201,6 +201,18 @@ class LocalBlobs:
                 else:
                     os.unlink(aside)
 
+    def mark(self) -> None:
+        """Note that a copy keeps its blobs here."""
+        with translated("write to the artifact store", self.base):
+            disk.make_dirs(self.base)
+            with contextlib.suppress(FileExistsError):
+                os.close(disk.create(os.path.join(self.base, "copy"), 0o444))
+                disk.fsync_dir(self.base)
+
+    def is_marked(self) -> bool:
+        """Return whether a copy keeps its blobs here."""
+        return os.path.isfile(os.path.join(self.base, "copy"))
+
     def digests(self) -> Iterator[tuple[str, int]]:
         """Yield digest and size of every blob."""
         top = os.path.join(self.base, "sha256")

@@ -400,6 +400,22 @@ class RemoteBlobs:
         with contextlib.suppress(FileNotFoundError):
             patiently(lambda: fs.rm_file(key), "delete from", self._shown)
 
+    def mark(self) -> None:
+        """Note that a copy keeps its blobs here."""
+        fs, base = self._fs()
+        if self._protocol not in _ATOMIC:
+            patiently(lambda: fs.makedirs(base, exist_ok=True), "write to", self._shown)
+        patiently(lambda: fs.pipe_file(f"{base}/copy", b"1"), "write to", self._shown)
+
+    def is_marked(self) -> bool:
+        """Return whether a copy keeps its blobs here."""
+        fs, base = self._fs()
+        fs.invalidate_cache(base)
+        try:
+            return patiently(lambda: bool(fs.info(f"{base}/copy")), "look into", self._shown)
+        except FileNotFoundError:
+            return False
+
     def digests(self) -> Iterator[tuple[str, int]]:
         """Yield digest and size of every blob; what else a bucket lists is passed over."""
         fs, base = self._fs()

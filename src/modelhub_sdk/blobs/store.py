@@ -34,6 +34,8 @@ class _Blobs(Protocol):
     def delete(self, digest: str, needed: Callable[[], bool]) -> None: ...
     def digests(self) -> Iterator[tuple[str, int]]: ...
     def sweep(self, older_than: float | None) -> int: ...
+    def mark(self) -> None: ...
+    def is_marked(self) -> bool: ...
 
 
 def local_path(url: str | os.PathLike[str]) -> str | None:
@@ -163,6 +165,19 @@ class BlobStore:
         with self._alone():
             for digest in digests:
                 self._forget(digest)
+
+    def mark(self) -> None:
+        """Note that a copy of the registry keeps its blobs here. Raises as `put` does."""
+        self._writing()
+        self._blobs.mark()
+
+    def is_marked(self) -> bool:
+        """Return whether a copy of the registry keeps its blobs here.
+
+        Raises:
+            StoreUnavailable: the store did not answer.
+        """
+        return self._blobs.is_marked()
 
     def delete(self, digest: str, *, needed: Callable[[], bool] = lambda: False) -> None:
         """Remove a blob; one that is gone already is fine. Raises as `put` does.

@@ -55,6 +55,16 @@ def _(event: ev.SettingsChanged, subject: str, texts: Mapping[str, str]) -> str:
 
 
 @_said.register
+def _(event: ev.RegistryFrozen, subject: str, texts: Mapping[str, str]) -> str:
+    return "froze the registry"
+
+
+@_said.register
+def _(event: ev.RegistryThawed, subject: str, texts: Mapping[str, str]) -> str:
+    return "unfroze the registry"
+
+
+@_said.register
 def _(event: ev.Redacted, subject: str, texts: Mapping[str, str]) -> str:
     return f"redacted {event.what} of {subject}"
 

@@ -522,3 +522,26 @@ class Stats:
     largest: tuple[tuple[str, int], ...] = ()
     unneeded: int = 0
     missing: int = 0
+
+
+@frozen
+class CopyReport:
+    """What `Registry.copy_to` did.
+
+    Attributes:
+        url: where the copy is.
+        artifacts: where its files are.
+        entries: how many journal entries were copied now.
+        blobs: how many stored files were copied now.
+        bytes: their size.
+        missing: files that are needed, and were not stored here either.
+        seconds: how long it took.
+    """
+
+    url: str
+    artifacts: str
+    entries: int
+    blobs: int
+    bytes: int
+    missing: int
+    seconds: float

@@ -110,6 +110,22 @@ class SettingsChanged(Event):
 
 
 @frozen
+class RegistryFrozen(Event):
+    """Nothing may be changed from here on; it is read as before."""
+
+    kind: ClassVar[str] = "registry.frozen"
+    reason: Sealed | None = None
+
+
+@frozen
+class RegistryThawed(Event):
+    """It may be changed again."""
+
+    kind: ClassVar[str] = "registry.thawed"
+    reason: Sealed | None = None
+
+
+@frozen
 class Redacted(Event):
     """Private texts that were erased, as (entry, digest); `what` names them in words."""
 
@@ -576,6 +592,8 @@ KINDS: dict[str, type[Event]] = {
     for cls in (
         RegistryCreated,
         SettingsChanged,
+        RegistryFrozen,
+        RegistryThawed,
         Redacted,
         ModelCreated,
         ModelEdited,

@@ -269,6 +269,16 @@ def _(event: ev.Restored, batch: Batch) -> None:
 
 
 @_fold.register
+def _(event: ev.RegistryFrozen, batch: Batch) -> None:
+    batch.become("", 0, "frozen", f"{batch.seq} {event.reason or ''}")
+
+
+@_fold.register
+def _(event: ev.RegistryThawed, batch: Batch) -> None:
+    batch.end("", 0, "frozen")
+
+
+@_fold.register
 def _(event: ev.BlobsCondemned, batch: Batch) -> None:
     _blobs(batch, event.digests, "condemned")
 

@@ -51,6 +51,16 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @frozen
+class Frost:
+    """When, by whom and why a registry was frozen, and in which entry."""
+
+    seq: int
+    at: datetime
+    by: str | None
+    reason: str | None
+
+
+@frozen
 class Garbage:
     """What is known of bytes: ``condemned``, ``deleting`` or ``deleted``, by which entry, and when."""
 
@@ -485,6 +495,19 @@ class View:
             )
             kept |= {row[0] for row in rows}
         return kept
+
+    def frozen(self) -> Frost | None:
+        """Return by whom, when and why this registry was frozen; None when it is not."""
+        row = self.sql.one(
+            "SELECT value FROM @fact WHERE model = '' AND number = 0 AND name = 'frozen' AND until = ?",
+            FOREVER,
+        )
+        if row is None:
+            return None
+        seq, _, seal = row[0].partition(" ")
+        at, actor, _via = self.entries([int(seq)])[int(seq)]
+        texts = self.texts([actor, seal])
+        return Frost(int(seq), at, texts.get(actor), texts.get(seal))
 
     def garbage(self, digests: Collection[str] | None = None) -> dict[str, Garbage]:
         """Return what is known of bytes that were condemned or deleted: of *digests*, or of all."""
