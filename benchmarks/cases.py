@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import queue
 import shutil
 import sqlite3
+import statistics
+import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -268,6 +272,121 @@ def run_cost(folder: Path) -> Iterator[Result]:
         yield Result("one run.log", logged / 10_000, 0, "", 0.1, relation="absolute")
 
 
+def _flushed_copy(source: Path, target: Path) -> None:
+    """Copy a file in pieces, hash it beside that, and sync it: the least that a verified, durable copy costs."""
+    hasher = hashlib.sha256()
+    pieces: queue.Queue[bytes | None] = queue.Queue(4)
+
+    def hash_all() -> None:
+        while (piece := pieces.get()) is not None:
+            hasher.update(piece)
+
+    thread = threading.Thread(target=hash_all)
+    thread.start()
+    with open(source, "rb", buffering=0) as given, open(target, "wb", buffering=0) as made:
+        while piece := given.read(1 << 20):
+            pieces.put(piece)
+            made.write(piece)
+        pieces.put(None)
+        os.fsync(made.fileno())
+    thread.join()
+
+
+def resolution(folder: Path) -> Iterator[Result]:
+    """Resolve a large file and many small ones, from a warm cache, into a folder, and from the store."""
+    import modelhub_sdk as hub
+
+    size = (64 if quick() else 1024) << 20
+    count = 1000 if quick() else 10_000
+    piece = os.urandom(1 << 20)
+    with open(folder / "big.bin", "wb") as file:
+        file.writelines(piece for _ in range(size >> 20))
+    for n in range(count):
+        at = folder / "many" / f"d{n // 100}"
+        at.mkdir(parents=True, exist_ok=True)
+        (at / f"{n}.bin").write_bytes(b"%d" % n * 100)
+    reg = hub.open(f"sqlite:///{folder}/r.db", cache_dir=folder / "cache")
+    reg.register("big", str(folder / "big.bin"))
+    reg.register("many", str(folder / "many"))
+    for name, label, limit, limit_into in (
+        ("big", f"1 file of {size >> 20} MB", 5, 5),
+        ("many", f"{count} small files", 50, 500),
+    ):
+        reg.resolve(f"{name}/v1")
+        mine = statistics.median(wall(lambda name=name: reg.resolve(f"{name}/v1")) for _ in range(9))
+        yield Result(f"warm resolve, {label}", mine, 0, "", limit, relation="absolute")
+        turn = iter(range(1000))
+
+        def linked(name: str = name, turn: Iterator[int] = turn) -> float:
+            target = folder / f"hard{name}{next(turn)}"
+            return wall(lambda: reg.resolve(f"{name}/v1", into=target, link="hard"))
+
+        mine = statistics.median(linked() for _ in range(3))
+        yield Result(f"warm, into= by hard link, {label}", mine, 0, "", limit_into, relation="absolute")
+
+        def ours(name: str = name, turn: Iterator[int] = turn) -> float:
+            target = folder / f"copy{name}{next(turn)}"
+            took = wall(lambda: reg.resolve(f"{name}/v1", into=target, link="copy"))
+            shutil.rmtree(target)
+            return took
+
+        def base(name: str = name, turn: Iterator[int] = turn) -> float:
+            target = folder / f"cp{name}{next(turn)}"
+            source = reg.resolve(f"{name}/v1").path
+            took = wall(
+                lambda: subprocess.run(f"cp -r {source} {target} && sync -f {target}", shell=True, check=True)
+            )
+            subprocess.run(["chmod", "-R", "u+w", str(target)], check=True)
+            shutil.rmtree(target)
+            return took
+
+        mine, theirs = alternate(ours, base, 3)
+        yield Result(f"warm, into= by copy, {label}", mine, theirs, "cp -r, then sync -f", 1.1)
+    (blob,) = [
+        path
+        for path in (folder / "r.db.artifacts").rglob("*")
+        if path.is_file() and path.stat().st_size == size
+    ]
+
+    def cold() -> float:
+        reg._core.cache().clear()
+        return wall(lambda: reg.resolve("big/v1"))
+
+    def flushed() -> float:
+        took = wall(lambda: _flushed_copy(blob, folder / "flushed"))
+        os.unlink(folder / "flushed")
+        return took
+
+    mine, theirs = alternate(cold, flushed, 3)
+    yield Result(
+        "cold resolve from a local store", mine, theirs, "a copy with sha256 beside it, and fsync", 1.15
+    )
+    reg.close()
+
+
+def whole_process(folder: Path) -> Iterator[Result]:
+    """A process that imports, opens and resolves a warm `latest`."""
+    import modelhub_sdk as hub
+
+    os.environ["MODELHUB_CACHE_DIR"] = str(folder / "cache")
+    with hub.open(f"sqlite:///{folder}/r.db") as reg:
+        reg.approve(reg.register("m", FILES))
+        reg.resolve("model://m/latest")
+    code = (
+        "import sys, modelhub_sdk as hub\n"
+        "with hub.open('sqlite:///' + sys.argv[1]) as reg: reg.resolve('model://m/latest')"
+    )
+    mine, base = alternate(
+        lambda: child(code, f"{folder}/r.db")[0],
+        lambda: child("import fsspec, cattrs")[0],
+        5 if quick() else 15,
+    )
+    yield Result(
+        "import, open, resolve a warm latest, CPU", mine, base, "a process that imports fsspec and cattrs", 100,
+        relation="difference",
+    )  # fmt: skip
+
+
 ALL: dict[str, Callable[[Path], Iterator[Result]]] = {
     "imports": imports,
     "first_version": first_version,
@@ -275,4 +394,6 @@ ALL: dict[str, Callable[[Path], Iterator[Result]]] = {
     "refold": refold,
     "large": large,
     "run": run_cost,
+    "resolution": resolution,
+    "process": whole_process,
 }
