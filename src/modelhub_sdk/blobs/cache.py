@@ -368,6 +368,8 @@ class Cache:
             else:
                 disk.remove(temporary)
             raise
+        if large:
+            self._sweep_partial(file.digest[7:] + ".")
         self._verified[file.digest] = facts
         self._fetched += 1
         return Path(final)
@@ -716,15 +718,9 @@ class Cache:
         count += disk.sweep(os.path.join(self._v1, "records"), older_than=older_than, end=".partial")
         count += disk.sweep(os.path.join(self._v1, "leases"), older_than=older_than)
         count += disk.sweep(os.path.join(self._v1, "bad"), older_than=0)
-        folder = os.path.join(self._v1, "partial")
-        for name in _names(folder):
-            path = os.path.join(folder, name)
-            with contextlib.suppress(OSError):
-                changed = os.lstat(path).st_mtime
-                dead = f".{_FREE}." in name or disk.is_left_over(name, changed, older_than=older_than)
-                if dead and (partial or older_than is not None or abs(time.time() - changed) > _ABANDONED):
-                    os.unlink(path)
-                    count += 1
+        count += self._sweep_partial(
+            "", None if partial or older_than is not None else _ABANDONED, older_than
+        )
         for name in _names(locks):
             with contextlib.suppress(OSError):
                 fd = os.open(os.path.join(locks, name), disk.LOCK)
@@ -737,6 +733,21 @@ class Cache:
         for name in _names(os.path.join(self._v1, "whole")):
             if not os.path.lexists(os.path.join(self._v1, "folders", name)):
                 disk.remove(os.path.join(self._v1, "whole", name))
+        return count
+
+    def _sweep_partial(self, start: str, age: float | None = None, older_than: float | None = None) -> int:
+        """Remove interrupted transfers whose names begin so, if nobody works at them and they are *age* seconds old."""
+        folder, count = os.path.join(self._v1, "partial"), 0
+        for name in _names(folder):
+            path = os.path.join(folder, name)
+            if not name.startswith(start):
+                continue
+            with contextlib.suppress(OSError):
+                changed = os.lstat(path).st_mtime
+                dead = f".{_FREE}." in name or disk.is_left_over(name, changed, older_than=older_than)
+                if dead and (age is None or abs(time.time() - changed) > age):
+                    os.unlink(path)
+                    count += 1
         return count
 
     # ---- who is at it

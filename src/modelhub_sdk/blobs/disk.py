@@ -288,11 +288,22 @@ def is_left_over(name: str, modified: float, *, older_than: float | None = None)
     if len(parts) == 4 and parts[1] == _where() and parts[2].isdigit() and int(parts[2]) != os.getpid():
         try:
             os.kill(int(parts[2]), 0)
+            if _is_zombie(int(parts[2])):
+                return True
         except ProcessLookupError:
             return True
         except (OSError, OverflowError):
             pass
     return age > _STALE
+
+
+def _is_zombie(pid: int) -> bool:
+    """Return whether a process was killed, and only its parent has not asked about it yet."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[:1] == [b"Z"]
+    except OSError:
+        return False
 
 
 def sweep(folder: Name, *, older_than: float | None = None, start: str = "", end: str = "") -> int:
