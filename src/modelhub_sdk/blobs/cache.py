@@ -316,14 +316,24 @@ class Cache:
         if progress is not None and repeated:
             progress(repeated)
         before = self._fetched
+        there: dict[str, Path] = {}
+        if verify is None:  # a look costs less than handing it to a thread
+            for file in unique:
+                if (path := self.get(file.digest, file.size)) is not None:
+                    there[file.digest] = path
+                    if progress is not None:
+                        progress(file.size)
+        missing = [file for file in unique if file.digest not in there]
         try:
-            paths = each(lambda f, step: self.fetch(f, store, progress=step, verify=verify), unique, progress)
+            paths = each(
+                lambda f, step: self.fetch(f, store, progress=step, verify=verify), missing, progress
+            )
         except StoreUnavailable as error:
             return self._overlay(error).fetch_all(files, store, progress=progress, verify=verify)
         if limit is not None and self._fetched != before:
             with contextlib.suppress(ModelHubError), self.lease(unique):
                 self.prune(limit, unfinished=False)
-        return {file.digest: path for file, path in zip(unique, paths, strict=True)}
+        return there | {file.digest: path for file, path in zip(missing, paths, strict=True)}
 
     def _admit(self, file: File, store: BlobStore, progress: Progress | None) -> Path:
         final = self._blob(file.digest)
