@@ -514,7 +514,12 @@ def opened(
 
 
 def _is_copy(where: str, registry_id: str, options: dict[str, Any]) -> bool:
-    return BlobStore(where, registry_id=registry_id, storage_options=options_for(where, options)).is_marked()
+    """Return whether a copy of the registry keeps its artifacts there; a place that we may not see is none."""
+    blobs = BlobStore(where, registry_id=registry_id, storage_options=options_for(where, options))
+    try:
+        return blobs.is_marked()
+    except CredentialsRefused:
+        return False
 
 
 def pins_folder(core: Core) -> Path:

@@ -656,6 +656,11 @@ class Oracle(Past):
             self._done()
         return self.version(f"{name}/v{number}")
 
+    def deleted(self, actions: Sequence[str]) -> None:
+        """Take note of an entry about bytes that are deleted: which those are, is not foretold here."""
+        self._commit(*((action, "", 0) for action in actions))
+        self._done()
+
     def redact(self, ref: str, what: str, reason: str) -> Row:
         """As `Registry.redact`."""
         uri = _thing_uri(ref)
