@@ -56,6 +56,9 @@ PATIENCE = 120.0
 DELETING = 20.0
 """Seconds after its entry in which a collector may delete."""
 
+DELETED_AT_ONCE = 500
+"""Digests in an entry, and deleted before the next one."""
+
 _DOCUMENTS = 32_000_000  # bytes of manifests and the like that a handle remembers
 _MANIFESTS = 100_000  # files in decoded manifests, likewise
 _UNCLEAR = 4  # answers of "unknown whether stored" before the caller is told
@@ -148,9 +151,7 @@ class Core:
         self.writable()
         entry_id = self.new_id()
         deadline = time.monotonic() + PATIENCE
-        checked: dict[
-            str, int
-        ] = {}  # deleted bytes that are there again: digest -> the entry that deleted them
+        checked: dict[str, int] = {}  # bytes that are there again: digest -> the entry that deleted them
         doubtful: set[int] = set()  # numbers under which our entry may yet appear: the store was slow to say
         unclear = tries = 0
         while True:
@@ -162,7 +163,7 @@ class Core:
                 checked |= gone.digests
                 continue
             except _Going as going:
-                self._wait_for(going.digests)
+                self.wait_for_deletion(going.digests)
                 continue
             except (SequenceTaken, StoreUnavailable) as error:
                 if isinstance(error, CredentialsRefused) or (
@@ -274,43 +275,94 @@ class Core:
                     hint="Nothing was changed; call again.",
                 )
 
-    def _wait_for(self, digests: set[str]) -> None:
+    def wait_for_deletion(self, digests: Iterable[str]) -> None:
         """Wait until bytes are deleted; when their collector seems to be dead, delete them in its place.
 
         A collector deletes within `DELETING` seconds after it said so, or not at all. Whoever has itself
-        watched for three times that long may finish: no delete of the other can come after that.
+        watched one entry for three times that long may take over: no delete of the other can come after
+        that. Another's clock says nothing here, so an entry's time is not looked at.
+
+        Raises:
+            Busy: others delete these bytes again and again.
         """
-        end = time.monotonic() + 3 * DELETING
+        digests = tuple(digests)
+        begun = time.monotonic()
+        watched: dict[
+            str, tuple[int, float]
+        ] = {}  # digest -> the entry that deletes it, since when we saw it
         pause = 0.02
         while True:
             with self.view() as view:
-                left = {d for d, one in view.garbage(digests).items() if one.state == "deleting"}
+                left = {d: one.seq for d, one in view.garbage(digests).items() if one.state == "deleting"}
             if not left:
                 return
-            if time.monotonic() > end:
-                self.deleted(sorted(left))
-                return
+            now = time.monotonic()
+            watched = {
+                d: watched[d] if d in watched and watched[d][0] == seq else (seq, now)
+                for d, seq in left.items()
+            }
+            if dead := {d: seq for d, (seq, since) in watched.items() if now - since > 3 * DELETING}:
+                self._take_over(dead)
+                continue
+            if now - begun > PATIENCE + 3 * DELETING:
+                raise Busy(
+                    "Others keep deleting bytes that are needed here.", hint="Nothing was changed; try again."
+                )
             time.sleep(pause)
             pause = min(pause * 1.5, 1.0)
 
-    def deleted(self, digests: Sequence[str], begun: float | None = None) -> tuple[str, ...]:
-        """Delete bytes of which the journal says that they are being deleted, and say so; return which.
+    def _take_over(self, dead: Mapping[str, int]) -> None:
+        """Delete what dead collectors left: *dead* are the digests, and the entries that began it.
 
-        Since *begun*, by `since_boot`, at most `DELETING` seconds may have passed at each of them: a
-        process that was stopped in between must not delete what was stored again meanwhile.
+        With an entry of our own: two who finish for the same collector would else delete beside each other,
+        and the slower one what was stored again after the quicker one had said that it is gone.
         """
+        digests = sorted(dead)
+        for start in range(0, len(digests), DELETED_AT_ONCE):
+            part = digests[start : start + DELETED_AT_ONCE]
+
+            def decide(view: View, seal: Sealer, part: Sequence[str] = part) -> list[Event]:
+                known = view.garbage(part)
+                ours = tuple(
+                    d for d in part if d in known and known[d].state == "deleting" and known[d].seq == dead[d]
+                )
+                return [ev.BlobsDeleting(digests=ours)] if ours else []
+
+            begun = since_boot()
+            entry = self.commit("registry", decide)
+            if entry is not None:
+                self.deleted(entry, begun)
+
+    def deleted(self, entry: Entry, begun: float) -> tuple[str, ...]:
+        """Delete the bytes of which our own *entry* says so, and say that they are gone; return which.
+
+        Since *begun*, by `since_boot` before the entry was written, at most `DELETING` seconds may have passed
+        at each attempt: a process that was stopped in between must not delete what was stored again meanwhile.
+        """
+        digests = sorted(
+            {d for one in entry.events if isinstance(one, ev.BlobsDeleting) for d in one.digests}
+        )
+        late = False
+
+        def too_late() -> bool:
+            nonlocal late
+            late = late or since_boot() - begun > DELETING
+            return late
+
         blobs = self.artifacts()
-        start = since_boot() if begun is None else begun
         done = []
         for digest in digests:
-            if since_boot() - start > DELETING:
+            if too_late():
                 break
-            blobs.delete(digest)
-            done.append(digest)
+            blobs.delete(digest, needed=too_late)
+            if not late:
+                done.append(digest)
 
         def decide(view: View, seal: Sealer) -> list[Event]:
             known = view.garbage(done)
-            ours = tuple(digest for digest in done if digest in known and known[digest].state == "deleting")
+            ours = tuple(
+                d for d in done if d in known and known[d].state == "deleting" and known[d].seq == entry.seq
+            )
             return [ev.BlobsDeleted(digests=ours)] if ours else []
 
         if done:
@@ -709,4 +761,13 @@ class _Unreachable:
             self.store.close()
 
 
-__all__ = ["DELETING", "Core", "artifacts_url", "opened", "options_for", "pins_folder", "since_boot"]
+__all__ = [
+    "DELETED_AT_ONCE",
+    "DELETING",
+    "Core",
+    "artifacts_url",
+    "opened",
+    "options_for",
+    "pins_folder",
+    "since_boot",
+]

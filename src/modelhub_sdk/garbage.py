@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import timedelta
 
 from modelhub_sdk.arguments import beside, kept_outputs
-from modelhub_sdk.core import DELETING, Core, since_boot
+from modelhub_sdk.core import DELETED_AT_ONCE, Core, since_boot
 from modelhub_sdk.domain import events as ev
 from modelhub_sdk.domain.entities import File, GarbageReport, Stats
 from modelhub_sdk.domain.events import Event, Sealer
@@ -22,7 +22,6 @@ from modelhub_sdk.errors import InvalidDocument, NotFound
 from modelhub_sdk.index import data, runs
 from modelhub_sdk.index.queries import View
 
-_BATCH = 500  # digests in an entry, and deleted between two
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -40,15 +39,13 @@ def collect(core: Core, *, dry_run: bool, grace: timedelta) -> GarbageReport:
     examples = tuple(sorted(unneeded)[:5])
     if dry_run:
         return GarbageReport(True, len(unneeded), size, waiting=len(before), examples=examples)
-    dead = core.clock() - timedelta(seconds=3 * DELETING)
-    for batch in _batches(d for d, one in known.items() if one.state == "deleting" and one.at <= dead):
-        core.deleted(batch)  # a collector was killed
     going = {digest for digest, one in known.items() if one.state == "deleting"}
     condemned = sum(_condemned(core, batch) for batch in _batches(unneeded - before - going))
     horizon = core.clock() - grace
     with core.view() as view:
         due = [d for d, one in view.garbage().items() if one.state == "condemned" and one.at <= horizon]
     gone = [digest for batch in _batches(due) for digest in free(core, batch)]
+    core.wait_for_deletion(going)  # another collector is at it, or was killed: then its work is finished here
     return GarbageReport(
         False,
         len(unneeded),
@@ -64,8 +61,8 @@ def collect(core: Core, *, dry_run: bool, grace: timedelta) -> GarbageReport:
 
 def _batches(digests: Iterable[str]) -> Iterator[list[str]]:
     ordered = sorted(digests)
-    for start in range(0, len(ordered), _BATCH):
-        yield ordered[start : start + _BATCH]
+    for start in range(0, len(ordered), DELETED_AT_ONCE):
+        yield ordered[start : start + DELETED_AT_ONCE]
 
 
 def _condemned(core: Core, digests: Sequence[str]) -> int:
@@ -95,18 +92,16 @@ def free(core: Core, digests: Sequence[str]) -> tuple[str, ...]:
     if not digests:
         return ()
     begun = since_boot()
-    going: tuple[str, ...] = ()
 
     def decide(view: View, seal: Sealer) -> list[Event]:
-        nonlocal going
         known = view.garbage(digests)
         wanted = needed(core, view, digests)
         busy = {d for d, one in known.items() if one.state == "deleting"}
         going = tuple(digest for digest in digests if digest not in wanted and digest not in busy)
         return [ev.BlobsDeleting(digests=going)] if going else []
 
-    core.commit("registry", decide)
-    return core.deleted(going, begun)
+    entry = core.commit("registry", decide)
+    return () if entry is None else core.deleted(entry, begun)
 
 
 def needed(core: Core, view: View, digests: Collection[str]) -> set[str]:

@@ -765,9 +765,9 @@ class Registry(RegistryView):
         self._commit("model:" + uri.name, decide)
         from modelhub_sdk import garbage
 
-        garbage.free(
-            self._core, sorted({file.digest for file in files_of if paths is None or file.path in paths})
-        )
+        digests = sorted({file.digest for file in files_of if paths is None or file.path in paths})
+        garbage.free(self._core, digests)
+        self._core.wait_for_deletion(digests)  # a purge that was killed is finished by the next
         return self.version(version)
 
     def _manifest(self, version: ModelVersion) -> tuple[File, ...]:
@@ -782,8 +782,8 @@ class Registry(RegistryView):
         """Delete stored files that nothing needs, and return what was found and done. By default only look.
 
         With ``dry_run=False`` what nothing needs is condemned, and what was condemned longer ago than
-        *grace* is deleted; what a killed collector left is finished. Safe beside others who register at the
-        same time, and in several processes at once.
+        *grace* is deleted; what a killed collector left is finished, after a minute of watching that it is
+        dead. Safe beside others who register at the same time, and in several processes at once.
 
         Args:
             dry_run: change nothing.

@@ -19,6 +19,7 @@ import pytest
 
 import modelhub_sdk as hub
 from modelhub_sdk import Registry, core
+from modelhub_sdk.blobs.store import BlobStore
 from modelhub_sdk.domain import events as ev
 from modelhub_sdk.errors import Conflict, InvalidDocument, NotAllowed, Purged
 from tests.support.crowd import together
@@ -159,17 +160,67 @@ def test_a_dead_collector_is_finished_by_who_waits(reg: Registry, monkeypatch: p
 
 
 def test_a_dead_collector_is_finished_by_the_next(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a killed collector left half done is finished by the next one, but not before it may be dead."""
+    """What a killed collector left half done is finished by the next one, once that has watched it for long enough."""
+    monkeypatch.setattr(core, "DELETING", 0.2)
     one = reg._core.artifacts().put_bytes(b"weights")
     _deleting(reg, one)
-    assert reg.collect_garbage(dry_run=False).deleted == 0
-    assert one in stored(reg)
-    later = reg._core.clock() + timedelta(minutes=2)
-    monkeypatch.setattr(reg._core, "clock", lambda: later)
+    much_later = reg._core.clock() + timedelta(days=1)
+    monkeypatch.setattr(reg._core, "clock", lambda: much_later)  # a clock that is wrong hurries nobody
+    begun = time.monotonic()
     reg.collect_garbage(dry_run=False)
+    assert time.monotonic() - begun > 0.6
     assert one not in stored(reg)
     reg.register("churn", {"m.bin": b"weights"})
     assert reg.verify().ok
+
+
+def test_a_killed_purge_is_finished_by_the_next(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A purge that died before it deleted is finished by the same call again, with no second record of it."""
+    monkeypatch.setattr(core, "DELETING", 0.2)
+    version = reg.register("churn", {"m.bin": b"weights"})
+    with monkeypatch.context() as patch:
+
+        def died(*_: Any, **__: Any) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(BlobStore, "delete", died)
+        with pytest.raises(KeyboardInterrupt):
+            reg.purge(version, "customer's request")
+    (file,) = version.files
+    assert file.digest in stored(reg)
+    reg.purge(version, "customer's request")
+    assert file.digest not in stored(reg)
+    assert reg.audit(action="version.purged").total == 1
+    assert reg.verify().ok
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_two_that_finish_for_a_dead_collector(
+    kind: str, make_home: MakeHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two that finish for a dead collector the slower one deletes nothing that was stored again meanwhile."""
+    monkeypatch.setattr(core, "DELETING", 1.0)
+    home = make_home(kind)
+    with home.opened() as reg, home.opened() as slow:
+        _deleting(reg, reg._core.artifacts().put_bytes(b"weights"))
+        took, go = threading.Event(), threading.Event()
+        delete = BlobStore.delete
+
+        def slowly(self: BlobStore, digest: str, **options: Any) -> None:
+            if self is slow._core.blobs:
+                took.set()
+                go.wait(30)
+            delete(self, digest, **options)
+
+        monkeypatch.setattr(BlobStore, "delete", slowly)
+        thread = threading.Thread(target=lambda: slow.collect_garbage(dry_run=False))
+        thread.start()
+        assert took.wait(30)
+        version = reg.register("churn", {"m.bin": b"weights"})  # waits, takes over, stores them again
+        go.set()
+        thread.join()
+        check_sound(reg)
+        reg.resolve(version, verify="always")
 
 
 def test_a_stopped_collector_deletes_nothing_late(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -393,12 +393,15 @@ class RemoteBlobs:
     # ---- the whole
 
     def delete(self, digest: str, needed: Callable[[], bool] = lambda: False) -> None:
-        """Remove the blob, if it is there and not *needed*."""
-        if needed():
-            return
+        """Remove the blob, if it is there and not *needed*, which is asked before each attempt."""
         fs, key = self._key(digest)
+
+        def attempt() -> None:
+            if not needed():
+                fs.rm_file(key)
+
         with contextlib.suppress(FileNotFoundError):
-            patiently(lambda: fs.rm_file(key), "delete from", self._shown)
+            patiently(attempt, "delete from", self._shown)
 
     def mark(self) -> None:
         """Note that a copy keeps its blobs here."""
