@@ -70,7 +70,7 @@ def story(reg: Registry) -> Registry:
         reg, DatasetURI("flowers", "v1"), [File("t.csv", 5, stored)], run_id="prepare", aliases=["new"]
     )
     a_run(reg, "train", inputs=(RunInput("dataset://flowers/v1", "data"),), commit="c1")
-    version = reg._register_in_run(
+    version = reg._register_files(
         "iris", {"m": b"model"}, run_id="train", metrics={"acc": 0.9}, params={}, tags=(), note=None, fields=None,
         ignore=(), inputs=(), duration=1.0, progress=None,
     )  # fmt: skip

@@ -141,6 +141,12 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     def _split(self, path: str) -> tuple[Any, str]:
         """Return what a path names: the URI of a version, or None above that, and the path in the version."""
+        name, _, rest = path.partition("/")
+        version, _, inner = rest.partition("/")
+        return (self._version(name, version), inner) if version else (None, "")
+
+    def _version(self, name: str, version: str) -> Any:
+        """Return the URI of a version, or of what a moving name means."""
         raise NotImplementedError
 
     def _above(self, parts: list[str]) -> list[str]:
@@ -169,6 +175,15 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
             return error  # NoApprovedVersion says more
         return _Missing(error.message, hint=error.hint, nearest=error.nearest)
 
+    @staticmethod
+    def _without(tree: _Tree, what: str, path: str) -> _Missing:
+        """Return the error for a file or folder that a version does not have."""
+        return _Missing(
+            f"{tree.pinned.version.uri} has no {what} {shown(path)}.",
+            hint=resolver.some(list(tree.files)),
+            nearest=(),
+        )
+
     def _found(self, path: str) -> tuple[_Tree, File, Any]:
         """Return the file that *path* names."""
         stripped = self._strip_protocol(path)
@@ -182,12 +197,7 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
                 return tree, tree.files[inner], uri
             if inner in tree.folders:
                 raise IsADirectoryError(f"{self.kind}://{stripped} is a folder")
-            known = list(tree.files)
-            raise _Missing(
-                f"{tree.pinned.version.uri} has no file {shown(inner)}.",
-                hint=resolver.some(known),
-                nearest=(),
-            )
+            raise self._without(tree, "file", inner)
         if self.isdir(stripped):
             raise IsADirectoryError(f"{self.kind}://{stripped} is a folder")
         raise _Missing(f"{shown(f'{self.kind}://{stripped}')} names no file.", nearest=())
@@ -257,11 +267,7 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
                     for name in sorted(tree.folders[inner])
                 ]
             else:
-                raise _Missing(
-                    f"{tree.pinned.version.uri} has no folder {shown(inner)}.",
-                    hint=resolver.some(list(tree.files)),
-                    nearest=(),
-                )
+                raise self._without(tree, "folder", inner)
         return found if detail else [one["name"] for one in found]
 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
@@ -279,11 +285,7 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
         if isinstance(tree.pinned.version, Datum):
             (inner,) = tree.files
         if inner not in tree.files and inner not in tree.folders:
-            raise _Missing(
-                f"{tree.pinned.version.uri} has no file {shown(inner)}.",
-                hint=resolver.some(list(tree.files)),
-                nearest=(),
-            )
+            raise self._without(tree, "file", inner)
         return self._entry(stripped, tree, inner)
 
     def exists(self, path: str, **kwargs: Any) -> bool:
@@ -459,13 +461,8 @@ class ModelFileSystem(_FileSystem):
 
     protocol = kind = "model"
 
-    def _split(self, path: str) -> tuple[Any, str]:
-        name, _, rest = path.partition("/")
-        selector, _, inner = rest.partition("/")
-        if not selector:
-            return None, ""
-        uri = ModelURI.parse(f"model://{quote_path(name)}/{selector}")
-        return uri, inner
+    def _version(self, name: str, version: str) -> ModelURI:
+        return ModelURI.parse(f"model://{quote_path(name)}/{version}")
 
     def _above(self, parts: list[str]) -> list[str]:
         with self.registry._core.view() as view:
@@ -482,12 +479,8 @@ class DatasetFileSystem(_FileSystem):
 
     protocol = kind = "dataset"
 
-    def _split(self, path: str) -> tuple[Any, str]:
-        name, _, rest = path.partition("/")
-        version, _, inner = rest.partition("/")
-        if not version:
-            return None, ""
-        return DatasetURI(name, version), inner
+    def _version(self, name: str, version: str) -> DatasetURI:
+        return DatasetURI(name, version)
 
     def _above(self, parts: list[str]) -> list[str]:
         with self.registry._core.view() as view:

@@ -66,7 +66,11 @@ def _batches(digests: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _condemned(core: Core, digests: Sequence[str]) -> int:
+    """Condemn those of *digests* that nothing needs; return how many were not condemned before."""
+    new: tuple[str, ...] = ()
+
     def decide(view: View, seal: Sealer) -> list[Event]:
+        nonlocal new
         known = view.garbage(digests)
         wanted = needed(core, view, digests)
         new = tuple(
@@ -76,12 +80,8 @@ def _condemned(core: Core, digests: Sequence[str]) -> int:
         )
         return [ev.BlobsCondemned(digests=new)] if new else []
 
-    entry = core.commit("registry", decide)
-    return (
-        0
-        if entry is None
-        else sum(len(ev_.digests) for ev_ in entry.events if isinstance(ev_, ev.BlobsCondemned))
-    )
+    core.commit("registry", decide)
+    return len(new)
 
 
 def free(core: Core, digests: Sequence[str]) -> tuple[str, ...]:

@@ -275,57 +275,29 @@ class Registry(RegistryView):
             Conflict: a file changed while it was read.
             KeyReused: the key was used for other content.
         """
-        name = model_name(model)
-        texts = {"note": None if note is None else names.check_text(note, "note")}
-        own = normalise_fields(fields)
-        version = self._prepared(
-            name,
+        return self._register_files(
+            model,
             files,
+            note=note,
+            fields=fields,
             metrics=metrics,
             params=params,
             tags=tags,
             inputs=inputs,
             ignore=ignore,
             key=idempotency_key,
-            fields=own,
             progress=progress,
             run_id=active.own_run_id(self),
         )
-        return self._register(version, texts, own)
 
-    def _register_in_run(
-        self,
-        model: Ref,
-        files: Any,
-        *,
-        run_id: str,
-        metrics: Mapping[str, Any] | None,
-        params: Mapping[str, Any] | None,
-        tags: Iterable[str],
-        note: str | None,
-        fields: Mapping[str, Any] | None,
-        ignore: Iterable[str],
-        inputs: Iterable[str],
-        duration: float | None,
-        progress: bool | None,
+    def _register_files(
+        self, model: Ref, files: Any, *, note: str | None, fields: Mapping[str, Any] | None, **facts: Any
     ) -> ModelVersion:
-        """Register a version that a run makes. See `Run.register`."""
+        """Check, store and commit a version; *facts* are those of `_prepared`."""
+        name = model_name(model)
         texts = {"note": None if note is None else names.check_text(note, "note")}
         own = normalise_fields(fields)
-        version = self._prepared(
-            model_name(model),
-            files,
-            metrics=metrics,
-            params=params,
-            tags=tags,
-            inputs=inputs,
-            ignore=ignore,
-            fields=own,
-            progress=progress,
-            run_id=run_id,
-            duration=duration,
-        )
-        return self._register(version, texts, own)
+        return self._register(self._prepared(name, files, fields=own, **facts), texts, own)
 
     def _uses_of_run(self, run_id: str) -> list[str]:
         """Return the URIs that processes of a run have resolved: those in the inbox, and those taken from it."""

@@ -443,9 +443,8 @@ def _remember(core: Core, uri: _URI, pinned: Pinned) -> None:
         version = evolve(version, fields=Frozen())
     files = [_pin_file(core, uri, selector) for selector in selectors]
     state, now = (version, pinned.require), time.monotonic()
-    if all(core.remembered.get(file, (None, 0.0))[0] == state for file in files) and all(
-        now - core.remembered[file][1] < _REMEMBERED_FOR for file in files
-    ):
+    written = [core.remembered.get(file) for file in files]
+    if all(one is not None and one[0] == state and now - one[1] < _REMEMBERED_FOR for one in written):
         return
     body = {"as_of": codec.print_time(pinned.as_of), "require": pinned.require, "url": core.url}
     text = codec.dumps({**body, "version": codec.unstructure_version(version)})

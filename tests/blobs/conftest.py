@@ -16,8 +16,16 @@ from typing import Any
 
 import pytest
 
+from modelhub_sdk.blobs.cache import Cache
+
 ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 NOBODY = 65534
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    """An empty cache."""
+    return Cache(tmp_path / "cache")
 
 
 def _forked(work: Callable[[], Any], *, nobody: bool) -> Any:

@@ -66,11 +66,6 @@ def store(tmp_path: Path) -> Counting:
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Cache:
-    return Cache(tmp_path / "cache")
-
-
-@pytest.fixture
 def files(store: Counting) -> tuple[File, ...]:
     return store.put_all(
         [

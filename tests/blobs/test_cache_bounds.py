@@ -37,11 +37,6 @@ def store(tmp_path: Path) -> BlobStore:
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Cache:
-    return Cache(tmp_path / "cache")
-
-
-@pytest.fixture
 def versions(store: BlobStore) -> list[tuple[File, ...]]:
     """Four versions of two files, of 8 kB each."""
     return [

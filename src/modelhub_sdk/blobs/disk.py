@@ -425,7 +425,7 @@ def copy(
 ) -> tuple[str, int]:
     """Copy *reader* to the descriptor *fd* (None: only hash) and return the digest and size of the bytes.
 
-    With *begun*, the hash of *total* bytes that *fd* has already (see `prefix`), the copy goes on from there.
+    With *begun*, the hash of *total* bytes that *fd* has already (see `go_on`), the copy goes on from there.
 
     Hashing, and telling the disk to begin, happen beside the copying; memory does not depend on
     the size. *size* is what is expected, if known (small files are done without threads). With
@@ -506,26 +506,36 @@ def _copy_inline(
     return "sha256:" + hasher.hexdigest(), total
 
 
-def prefix(fd: int | None, size: int, progress: Progress | None) -> tuple[Any, int]:
-    """Return the hash and the length of what the open file *fd* holds of *size* bytes already; it ends up at the end.
+def go_on(
+    reader_from: Callable[[int], Reader], fd: int | None, size: int, progress: Progress | None
+) -> tuple[str, int]:
+    """Copy a blob of *size* bytes to the descriptor *fd* (None: only hash); return digest and size of all that came.
 
-    More than *size* bytes are thrown away, as they are not what is wanted.
+    What *fd* holds already is taken for the first bytes: they are hashed, and ``reader_from(count)``, which is
+    closed in the end, gives the rest. More than *size* bytes are thrown away first, as they are not what is wanted.
+
+    Raises:
+        StoreUnavailable: *fd* cannot be read or written, or the reader's own errors.
     """
-    hasher = hashlib.sha256()
-    if fd is None:
-        return hasher, 0
-    with translated("read", "an unfinished file"):
-        if (there := os.fstat(fd).st_size) > size:
-            os.ftruncate(fd, 0)
-            there = 0
-        os.lseek(fd, 0, os.SEEK_SET)
-        done = 0
-        while done < there and (piece := os.read(fd, min(CHUNK, there - done))):
-            hasher.update(piece)
-            done += len(piece)
-            if progress is not None:
-                progress(len(piece))
-    return hasher, done
+    hasher, done = hashlib.sha256(), 0
+    if fd is not None:
+        with translated("read", "an unfinished file"):
+            if (there := os.fstat(fd).st_size) > size:
+                os.ftruncate(fd, 0)
+                there = 0
+            os.lseek(fd, 0, os.SEEK_SET)
+            while done < there and (piece := os.read(fd, min(CHUNK, there - done))):
+                hasher.update(piece)
+                done += len(piece)
+                if progress is not None:
+                    progress(len(piece))
+    reader = reader_from(done)
+    try:
+        return copy(
+            reader, fd, size=size, at_most=size, progress=progress, flush=True, begun=hasher, total=done
+        )
+    finally:
+        reader.close()
 
 
 def hash_file(path: Name, *, progress: Progress | None = None) -> tuple[str, int]:

@@ -153,28 +153,19 @@ class LocalBlobs:
         try:
             if info.st_size != size:
                 return "", info.st_size
-            begun, done = disk.prefix(fd, size, progress)
-            if done:
-                os.lseek(source, done, os.SEEK_SET)
-            if (
-                fd is not None and not done and link.clone(source, fd)
-            ):  # shares the blocks; then what arrived is hashed
+            empty = fd is not None and not os.fstat(fd).st_size
+            if fd is not None and empty and link.clone(source, fd):  # then what arrived is hashed
                 clone = FdReader(os.dup(fd), self.path(digest))
                 try:
                     return disk.copy(clone, None, size=size, progress=progress)
                 finally:
                     clone.close()
-            return disk.copy(
-                reader,
-                fd,
-                size=size,
-                at_most=size,
-                progress=progress,
-                where="the copy",
-                flush=True,
-                begun=begun,
-                total=done,
-            )
+
+            def rest(done: int) -> FdReader:
+                os.lseek(source, done, os.SEEK_SET)
+                return reader
+
+            return disk.go_on(rest, fd, size, progress)
         finally:
             reader.close()
 

@@ -371,24 +371,12 @@ class RemoteBlobs:
             if found is None:
                 raise self._missing(digest)
             return (disk.EMPTY if found == 0 else ""), found
-        begun, done = disk.prefix(fd, size, progress)
-        reader = _Ranges(fs, key, size, self._shown, start=done)
         try:
-            return disk.copy(
-                reader,
-                fd,
-                size=size,
-                at_most=size,
-                progress=progress,
-                where="the copy",
-                flush=True,
-                begun=begun,
-                total=done,
+            return disk.go_on(
+                lambda done: _Ranges(fs, key, size, self._shown, start=done), fd, size, progress
             )
         except FileNotFoundError as exc:
             raise self._missing(digest) from exc
-        finally:
-            reader.close()
 
     # ---- the whole
 

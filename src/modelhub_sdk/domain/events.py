@@ -329,35 +329,45 @@ class VersionPurged(Event):
 
 
 @frozen
-class BlobsCondemned(Event):
+class BlobsChanged(Event):
+    """What becomes of stored bytes that nothing needs. Never used directly.
+
+    `state` is what they are from here on; None: nothing is known against them.
+    """
+
+    state: ClassVar[str | None] = None
+    digests: tuple[str, ...]
+
+
+@frozen
+class BlobsCondemned(BlobsChanged):
     """Nothing needs these bytes; they go after a grace unless something comes to need them."""
 
     kind: ClassVar[str] = "blobs.condemned"
-    digests: tuple[str, ...]
+    state: ClassVar[str | None] = "condemned"
 
 
 @frozen
-class BlobsSpared(Event):
+class BlobsSpared(BlobsChanged):
     """Condemned bytes that this very entry has come to need: they stay."""
 
     kind: ClassVar[str] = "blobs.spared"
-    digests: tuple[str, ...]
 
 
 @frozen
-class BlobsDeleting(Event):
+class BlobsDeleting(BlobsChanged):
     """From here on nobody may rely on these bytes: they are being deleted."""
 
     kind: ClassVar[str] = "blobs.deleting"
-    digests: tuple[str, ...]
+    state: ClassVar[str | None] = "deleting"
 
 
 @frozen
-class BlobsDeleted(Event):
+class BlobsDeleted(BlobsChanged):
     """These bytes are gone; whoever needs them stores them again."""
 
     kind: ClassVar[str] = "blobs.deleted"
-    digests: tuple[str, ...]
+    state: ClassVar[str | None] = "deleted"
 
 
 # --- data -------------------------------------------------------------------------------------------

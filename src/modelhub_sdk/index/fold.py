@@ -48,6 +48,9 @@ _CLOSE_VALUE = _CLOSE + " AND value = ?"
 _Place = tuple[str, int, str]
 
 
+REGISTRY = "@registry"
+"""Under what is kept that holds of the registry itself, beside its settings."""
+
 GARBAGE = "@garbage"
 """Under what `BlobsCondemned` and its kin are kept: number 0 each digest, number 1 the last deletion."""
 
@@ -270,38 +273,20 @@ def _(event: ev.Restored, batch: Batch) -> None:
 
 @_fold.register
 def _(event: ev.RegistryFrozen, batch: Batch) -> None:
-    batch.become("", 0, "frozen", f"{batch.seq} {event.reason or ''}")
+    batch.become(REGISTRY, 0, "frozen", event.reason or "")
 
 
 @_fold.register
 def _(event: ev.RegistryThawed, batch: Batch) -> None:
-    batch.end("", 0, "frozen")
+    batch.end(REGISTRY, 0, "frozen")
 
 
 @_fold.register
-def _(event: ev.BlobsCondemned, batch: Batch) -> None:
-    _blobs(batch, event.digests, "condemned")
-
-
-@_fold.register
-def _(event: ev.BlobsSpared, batch: Batch) -> None:
-    _blobs(batch, event.digests, None)
-
-
-@_fold.register
-def _(event: ev.BlobsDeleting, batch: Batch) -> None:
-    _blobs(batch, event.digests, "deleting")
-
-
-@_fold.register
-def _(event: ev.BlobsDeleted, batch: Batch) -> None:
-    _blobs(batch, event.digests, "deleted")
-    batch.become(GARBAGE, 1, "last", str(batch.seq))
-
-
-def _blobs(batch: Batch, digests: tuple[str, ...], state: str | None) -> None:
-    for digest in digests:
-        batch.become(GARBAGE, 0, digest, None if state is None else f"{state} {batch.seq} {batch.at}")
+def _(event: ev.BlobsChanged, batch: Batch) -> None:
+    for digest in event.digests:
+        batch.become(GARBAGE, 0, digest, None if event.state is None else f"{event.state} {batch.at}")
+    if event.state == "deleted":
+        batch.become(GARBAGE, 1, "last", str(batch.seq))
 
 
 @_fold.register
@@ -496,4 +481,4 @@ def apply(sql: Sql, entries: Iterable[ev.Entry]) -> None:
     batch.write(sql)
 
 
-__all__ = ["GARBAGE", "Batch", "apply", "fold", "micros"]
+__all__ = ["GARBAGE", "REGISTRY", "Batch", "apply", "fold", "micros"]

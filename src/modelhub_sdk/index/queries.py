@@ -28,7 +28,7 @@ from modelhub_sdk.domain.query import Order, Query
 from modelhub_sdk.domain.values import Frozen, from_json
 from modelhub_sdk.formats import codec
 from modelhub_sdk.index import search
-from modelhub_sdk.index.fold import GARBAGE, micros
+from modelhub_sdk.index.fold import GARBAGE, REGISTRY, micros
 from modelhub_sdk.index.schema import FOREVER
 from modelhub_sdk.index.sql import Sql
 
@@ -499,15 +499,16 @@ class View:
     def frozen(self) -> Frost | None:
         """Return by whom, when and why this registry was frozen; None when it is not."""
         row = self.sql.one(
-            "SELECT value FROM @fact WHERE model = '' AND number = 0 AND name = 'frozen' AND until = ?",
+            "SELECT since, value FROM @fact WHERE model = ? AND number = 0 AND name = 'frozen' AND until = ?",
+            REGISTRY,
             FOREVER,
         )
         if row is None:
             return None
-        seq, _, seal = row[0].partition(" ")
-        at, actor, _via = self.entries([int(seq)])[int(seq)]
+        seq, seal = row
+        at, actor, _via = self.entries([seq])[seq]
         texts = self.texts([actor, seal])
-        return Frost(int(seq), at, texts.get(actor), texts.get(seal))
+        return Frost(seq, at, texts.get(actor), texts.get(seal))
 
     def garbage(self, digests: Collection[str] | None = None) -> dict[str, Garbage]:
         """Return what is known of bytes that were condemned or deleted: of *digests*, or of all."""
@@ -523,7 +524,7 @@ class View:
                 rows += self.sql.all(f"{start} AND name IN ({marks})", GARBAGE, FOREVER, *part)
         found = {}
         for name, value, since in rows:
-            state, _seq, moment = value.split()
+            state, moment = value.split()
             found[name] = Garbage(state, since, _EPOCH + timedelta(microseconds=int(moment)))
         return found
 

@@ -220,7 +220,7 @@ class Run:
             What `Registry.register` raises.
         """
         self._on()
-        return self._registry._register_in_run(
+        return self._registry._register_files(
             model,
             files,
             run_id=self.id,
