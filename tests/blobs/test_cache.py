@@ -444,6 +444,45 @@ def test_threads_fetch_once(cache: Cache, store: Counting) -> None:
     assert len(store.fetched) == 4
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_lock_that_is_removed_meanwhile_is_taken_anew(cache: Cache, store: Counting, fails: bool) -> None:
+    """Locks that a clean-up, or a fetcher that failed, removes under those who wait cost no second transfer."""
+    store.slow = 0.01
+    files = store.put_all([from_bytes(pattern(3000 + n, n), str(n)) for n in range(20)])
+    over = threading.Event()
+
+    def clean() -> None:
+        while not over.is_set():
+            cache.sweep()
+
+    cleaner = threading.Thread(target=clean)
+    if not fails:
+        cleaner.start()
+    try:
+        for file in files:
+            store.fetched.clear()
+            store.fail = [StoreUnavailable("for once")] if fails else []
+            errors: list[BaseException] = []
+
+            def work(file: File = file, errors: list[BaseException] = errors) -> None:
+                try:
+                    cache.fetch(file, store)
+                except StoreUnavailable as error:
+                    errors.append(error)
+
+            threads = [threading.Thread(target=work) for _ in range(12)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert len(store.fetched) == 1 + fails
+            assert len(errors) == fails
+    finally:
+        over.set()
+        if not fails:
+            cleaner.join()
+
+
 def _begun(cache: Cache) -> bool:
     folder = Path(cache.path, "v1", "partial")
     with contextlib.suppress(FileNotFoundError):

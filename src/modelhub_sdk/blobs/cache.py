@@ -732,11 +732,12 @@ class Cache:
             "", None if partial or older_than is not None else _ABANDONED, older_than
         )
         for name in _names(locks):
+            path = os.path.join(locks, name)
             with contextlib.suppress(OSError):
-                fd = os.open(os.path.join(locks, name), disk.LOCK)
+                fd = os.open(path, disk.LOCK)
                 try:
-                    if disk.try_lock(fd):
-                        os.unlink(os.path.join(locks, name))
+                    if disk.try_lock(fd) and _names_file(path, fd):
+                        os.unlink(path)
                         count += 1
                 finally:
                     os.close(fd)
@@ -861,17 +862,24 @@ class Cache:
     def _lock(self, digest: str) -> Iterator[bool]:
         """Wait while somebody else fetches *digest*; yield whether to look again. Best effort."""
         name = os.path.join(self._v1, "locks", digest[7:])
-        try:
-            disk.make_dirs(os.path.dirname(name), 0o700)
-            fd = os.open(name, disk.LOCK, 0o600)
-        except OSError:
-            yield True
-            return
-        try:
-            yield self._wait(fd, digest) or os.path.lexists(self._blob(digest))
-        finally:
-            disk.remove(name)  # before it is let go: whoever waits has its own descriptor
-            os.close(fd)
+        blob, waited = self._blob(digest), False
+        while True:
+            try:
+                disk.make_dirs(os.path.dirname(name), 0o700)
+                fd = os.open(name, disk.LOCK, 0o600)
+            except OSError:
+                yield True
+                return
+            try:
+                waited |= self._wait(fd, digest)
+                if os.path.lexists(blob) or _names_file(name, fd):
+                    yield waited or os.path.lexists(blob)
+                    return
+                # Its holder failed, or a clean-up took it: newcomers lock another file of that name.
+            finally:
+                if _names_file(name, fd):
+                    disk.remove(name)  # before it is let go: whoever waits has its own descriptor
+                os.close(fd)
 
     def _wait(self, fd: int, digest: str) -> bool:
         """Return whether others were waited for."""
@@ -902,6 +910,14 @@ class Cache:
 def _check_verify(verify: Verify) -> None:
     if verify not in (None, "always"):
         raise InvalidName(f"verify={shown(verify)} is unknown.", hint="Use verify='always', or leave it out.")
+
+
+def _names_file(path: str, fd: int) -> bool:
+    """Return whether *path* is the name of the open file *fd*."""
+    try:
+        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(fd))
+    except OSError:
+        return False
 
 
 def _state(folder: str) -> str | None:
