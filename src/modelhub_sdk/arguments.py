@@ -195,6 +195,8 @@ def seal_picker(what: str) -> Any:
             found.add(raw.get("content"))  # a digest of it: it would tell whether a guess is right
         if every or what == "reasons":
             found.add(raw.get("reason") if kind != "text.redacted" else None)
+        if kind == "version.registered":
+            found.add(raw.get("history"))  # the same words may stand in it, wherever they stand here
         if (every or what == "comments") and kind == "version.commented":
             found.add(raw.get("text"))
         if (every or what == "evaluations") and kind == "version.evaluated":

@@ -14,7 +14,15 @@ from modelhub_sdk.core import Core
 from modelhub_sdk.domain import events as ev
 from modelhub_sdk.domain import names, rules
 from modelhub_sdk.domain.entities import Dataset, DatasetVersion, Datum, Model, ModelVersion, Resolved, Use
-from modelhub_sdk.domain.lineage import Decision, LineageGraph, LineageRecord, RunInput, RunRecord
+from modelhub_sdk.domain.lineage import (
+    Decision,
+    Edge,
+    LineageGraph,
+    LineageRecord,
+    RunInput,
+    RunRecord,
+    elsewhere,
+)
 from modelhub_sdk.domain.uri import DatumURI, Number
 from modelhub_sdk.domain.values import Frozen
 from modelhub_sdk.errors import InvalidName, InvalidQuery, ModelHubError, NotFound, nearest, shown
@@ -180,7 +188,45 @@ def walk(
         raise InvalidQuery(f"depth={shown(depth)} is no number of steps.", hint="Pass 1, 2, 3 …, or None.")
     with core.view(at) as view:
         waiting = list(inbox(core)) if direction == "down" and at == NOW else []
-        return graph.graph(view, node_of(core, view, ref), direction, depth, interrupted(core, view), waiting)
+        found = graph.graph(
+            view, node_of(core, view, ref), direction, depth, interrupted(core, view), waiting
+        )
+        return found if direction == "down" else _with_past(view, found, depth)
+
+
+def _with_past(view: View, found: LineageGraph, depth: int | None = None) -> LineageGraph:
+    """Add, of versions that came from other registries, what they came from there."""
+    arrived = [(edge.source, edge.target) for edge in found.edges if edge.source.startswith("origin:")]
+    for source, target in arrived:
+        uri = any_uri(target)
+        past = _past(view, uri.name, uri.selector.number if isinstance(uri.selector, Number) else 0)
+        if past is None:
+            continue
+        registry = source.removeprefix("origin:").partition("/")[0]
+
+        def there(node: str, registry: str = registry) -> str:
+            return elsewhere(registry, node)
+
+        nodes = []
+        for node in past.graph.nodes:
+            detail = node.detail
+            if there(node.id) != node.id:
+                detail = f"{detail} · in registry {registry[:8]}" if detail else f"in registry {registry[:8]}"
+            nodes.append(evolve(node, id=there(node.id), detail=detail))
+        edges = tuple(Edge(there(edge.source), there(edge.target), edge.label) for edge in past.graph.edges)
+        more = LineageGraph(source, tuple(nodes), edges, past.graph.cut)
+        found = graph.united(found.root, found, more)
+    return found if depth is None or not arrived else graph.near(found, depth)
+
+
+def _past(view: View, model: str, number: int) -> LineageRecord | None:
+    """Return the lineage that a version had in the registry where it comes from, unless it was erased."""
+    seal = view.registered(model, number).history if view.state(model, number) else None
+    text = view.texts([seal]).get(seal) if seal else None
+    try:
+        return None if text is None else codec.structure_lineage(json.loads(text))
+    except (KeyError, TypeError, ValueError):  # by a strange writer
+        return None
 
 
 def record(core: Core, at: int, ref: object, uses: tuple[Use, ...]) -> LineageRecord:
@@ -189,7 +235,7 @@ def record(core: Core, at: int, ref: object, uses: tuple[Use, ...]) -> LineageRe
         lost = interrupted(core, view)
         node = node_of(core, view, ref)
         waiting = list(inbox(core)) if at == NOW else []
-        up = graph.graph(view, node, "up", None, lost)
+        up = _with_past(view, graph.graph(view, node, "up", None, lost))
         down = graph.graph(view, node, "down", None, lost, waiting)
         found = LineageRecord(
             subject=node,
@@ -220,7 +266,20 @@ def record(core: Core, at: int, ref: object, uses: tuple[Use, ...]) -> LineageRe
                 metrics=Frozen({**found.metrics, **version.metrics}),
                 inputs=found.inputs or mine,
                 approvals=_decisions(view, version),
+                origin=version.origin,
             )
+            past = _past(view, version.model, version.number) if version.origin else None
+            if past is not None:
+                found = evolve(
+                    found,
+                    run=past.run,
+                    code=past.code,
+                    environment=past.environment,
+                    inputs=past.inputs,
+                    outputs=past.outputs,
+                    datasets=past.datasets,
+                    history=past.history,
+                )
         return found
 
 

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from modelhub_sdk import garbage
-from modelhub_sdk.blobs import disk, sources
+from modelhub_sdk.blobs import disk
 from modelhub_sdk.blobs import progress as bars
-from modelhub_sdk.blobs.sources import Source
+from modelhub_sdk.blobs.sources import OwnReader, Source
 from modelhub_sdk.blobs.store import BlobStore
 from modelhub_sdk.core import Core, artifacts_url, options_for
 from modelhub_sdk.domain import events as ev
@@ -158,22 +158,13 @@ def _send(
     """Store blobs there that are here, several at once; each is read as what it is called or not at all."""
 
     def item(digest: str) -> Source:
-        return Source(digest, source.url, sizes[digest], lambda: _OwnReader(source.open(digest), digest))
+        return Source(digest, source.url, sizes[digest], lambda: OwnReader(source.open(digest), digest))
 
     stored = target.put_all([item(digest) for digest in digests], progress=step)
     target.settled(digests)
     for digest, file in zip(digests, stored, strict=True):
-        if file.digest != digest:
-            target.delete(file.digest)
+        if file.digest != digest:  # what was stored instead is left to the garbage collection there
             raise disk.mismatch(digest, file.digest, source.url)
-
-
-class _OwnReader(sources.StreamReader):
-    """A reader of a file that was opened for it alone."""
-
-    def close(self) -> None:
-        """Close the file."""
-        self._stream.close()
 
 
 def _append(place: Place, record: Record) -> None:

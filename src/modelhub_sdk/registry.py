@@ -73,6 +73,9 @@ from modelhub_sdk.references import (
 from modelhub_sdk.uses import drain, inbox
 
 if TYPE_CHECKING:
+    from modelhub_sdk.blobs.sources import Source
+    from modelhub_sdk.bundles import Arrival
+    from modelhub_sdk.domain.uri import ModelURI
     from modelhub_sdk.run.inputs import PlacedInput
     from modelhub_sdk.run.session import Run
 
@@ -382,8 +385,9 @@ class Registry(RegistryView):
         texts: Mapping[str, str | None],
         fields: Mapping[str, Value | None],
         wanted: int | None = None,
+        arriving: Arrival | None = None,
     ) -> ModelVersion:
-        """Commit a prepared version."""
+        """Commit a prepared version; *arriving* is what comes from elsewhere with it."""
         content = content_digest(version, texts, fields) if version.key is not None else ""
         number = 0
 
@@ -394,13 +398,16 @@ class Registry(RegistryView):
                 if before is not None:
                     number = before
                     return []
+            if arriving is not None and (here := arriving.known(self._core, view)) is not None:
+                number = here
+                return []
             events, number = rules.register(view, seal, version, texts, fields, wanted, content)
             if self._core.project and events and isinstance(events[0], ev.ModelCreated):
                 events[0] = evolve(events[0], projects=(self._core.project,))
-            return events
+            return events if arriving is None else arriving.complete(events, seal)
 
         entry = self._commit("model:" + version.model, decide)
-        if entry is not None and not version.document:
+        if entry is not None and not version.document and arriving is None:
             (born,) = (event for event in entry.events if isinstance(event, ev.VersionRegistered))
             return fresh(entry, born)
         return self._written(version.model, number)
@@ -1215,33 +1222,63 @@ class Registry(RegistryView):
 
     # --- moving --------------------------------------------------------------------------------
 
+    @overload
     def copy_to(
         self,
         other: str | os.PathLike[str] | Registry,
         *,
+        ref: None = None,
         artifacts: str | os.PathLike[str] | None = None,
         storage_options: Mapping[str, Any] | None = None,
         progress: bool | None = None,
-    ) -> CopyReport:
+    ) -> CopyReport: ...
+    @overload
+    def copy_to(
+        self,
+        other: str | os.PathLike[str] | Registry,
+        *,
+        ref: Ref,
+        artifacts: str | os.PathLike[str] | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        progress: bool | None = None,
+    ) -> ModelVersion: ...
+    def copy_to(
+        self,
+        other: str | os.PathLike[str] | Registry,
+        *,
+        ref: Ref | None = None,
+        artifacts: str | os.PathLike[str] | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        progress: bool | None = None,
+    ) -> CopyReport | ModelVersion:
         """Copy this registry, entry by entry, to a place where there is none yet, or bring an earlier copy up to date.
 
         The copy has the same entries, digests, ids and seals; files are copied once each, and before what
         names them. Call again after an interruption, or later for what is new. Nobody may write to a copy
         before it has taken over: then it goes its own way, and is a copy no more.
 
+        With *ref* only that version goes to another registry, and what it is there is returned: pending, with
+        the next number, the same digest, metrics, parameters and attachments, and an `origin`; its lineage
+        and audit go with it (``other.lineage(version)``). Once it is there, calling again changes nothing.
+
         Args:
-            other: the URL of the place; or an open registry that is an earlier copy.
+            other: the URL of the place; or an open registry: an earlier copy, with *ref* any registry.
+            ref: a model version.
             artifacts: where the copy keeps its files; needed for PostgreSQL. Pass the same when it is opened.
             storage_options: for the fsspec driver of an object store.
             progress: show a bar, or not; by default when a person is watching.
 
         Raises:
             Conflict: there is another registry, or one that went its own way.
+            NotFound, Purged: there is no such version, or some of its files were given up.
+            InvalidName, InvalidDocument: the other registry's settings do not allow that version.
             DigestMismatch: a stored file is damaged; `verify` says which.
             StoreUnavailable: a store failed; call again.
         """
         from modelhub_sdk import moving
 
+        if ref is not None:
+            return self._sent(other, version_uri(ref), artifacts, storage_options, progress)
         if isinstance(other, Registry):
             target: str | os.PathLike[str] = moving.check_same(self._core, other._core)
             artifacts = artifacts if artifacts is not None else other._core.artifacts().url
@@ -1250,6 +1287,95 @@ class Registry(RegistryView):
         return moving.copy(
             self._core, target, artifacts=artifacts, storage_options=storage_options, progress=progress
         )
+
+    def _sent(
+        self,
+        other: str | os.PathLike[str] | Registry,
+        uri: ModelURI,
+        artifacts: str | os.PathLike[str] | None,
+        storage_options: Mapping[str, Any] | None,
+        progress: bool | None,
+    ) -> ModelVersion:
+        from modelhub_sdk import bundles
+
+        bundle = bundles.pack(self._core, uri)
+        items = bundles.sources(self._core.artifacts(), bundle)
+        if isinstance(other, Registry):
+            return other._arrived(bundles.arrival(bundle), items, progress)
+        with Registry.open(
+            other, artifacts=artifacts, storage_options=storage_options, user=self.user
+        ) as there:
+            return there._arrived(bundles.arrival(bundle), items, progress)
+
+    def _arrived(self, arriving: Arrival, items: Sequence[Source], progress: bool | None) -> ModelVersion:
+        """Register a version that comes from elsewhere, unless it is here; its bytes are *items*."""
+        from modelhub_sdk import bundles
+
+        self._writable()
+        with self._core.view() as view:
+            number = arriving.known(self._core, view)
+            if number is None:
+                if not view.has_model(arriving.name):
+                    rules.allowed(view, arriving.name)
+                rules.has_required_fields(view, arriving.fields)
+        if number is not None:
+            return self._written(arriving.name, number)
+        files = bundles.store(self._core, arriving, items, progress)
+        version = self._event(
+            arriving.name, files, key=arriving.key, origin=arriving.origin, **arriving.facts
+        )
+        return self._register(version, arriving.texts, arriving.fields, arriving=arriving)
+
+    def export_bundle(
+        self,
+        ref: Ref,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        progress: bool | None = None,
+    ) -> str:
+        """Write one version with its files, lineage and audit as one zip file, and return its absolute path.
+
+        The file appears whole or not at all, and the same version as it is now gives the same bytes. It holds
+        texts and names of people; what was redacted before is not in it.
+
+        Args:
+            ref: a model version.
+            path: of the new file, such as ``churn-v3.zip``.
+            overwrite: replace a file that is there.
+            progress: show a bar, or not; by default when a person is watching.
+
+        Raises:
+            NotFound, Purged: there is no such version, or some of its files were given up.
+            Conflict: *path* exists.
+            DigestMismatch: a stored file is damaged.
+            StoreUnavailable: a file cannot be read, or *path* not be written.
+        """
+        from modelhub_sdk import bundles
+
+        return bundles.write(
+            self._core,
+            bundles.pack(self._core, version_uri(ref)),
+            path,
+            overwrite=overwrite,
+            progress=progress,
+        )
+
+    def import_bundle(self, path: str | os.PathLike[str], *, progress: bool | None = None) -> ModelVersion:
+        """Register the version in a bundle that `export_bundle` wrote, and return it as `copy_to` with *ref* does.
+
+        Every byte is checked against the bundle's own record before anything is registered. Importing the
+        same version again changes nothing and returns the one that is here.
+
+        Raises:
+            NotFound: there is no such file.
+            InvalidDocument, InvalidName, DigestMismatch: it is no sound bundle, or the settings of this registry
+                do not allow that version. Nothing was registered.
+        """
+        from modelhub_sdk import bundles
+
+        with bundles.opened(path) as (bundle, items):
+            return self._arrived(bundles.arrival(bundle), items, progress)
 
     def freeze(self, reason: str) -> None:
         """Refuse every change from now on, for everybody; all is read and resolved as before.

@@ -138,10 +138,10 @@ def resolve(
     return found
 
 
-def pinned(core: Core, uri: _URI) -> Pinned:
-    """Return what *uri* means now, by the rules of `resolve`, for `modelhub_sdk.filesystem`."""
+def pinned(core: Core, uri: _URI, *, any_status: bool = False) -> Pinned:
+    """Return what *uri* means now, by the rules of `resolve`; with *any_status* also what may not be resolved."""
     found = _pin(core, NOW, uri, None, None)
-    if isinstance(uri, ModelURI) and isinstance(found.version, ModelVersion):
+    if not any_status and isinstance(uri, ModelURI) and isinstance(found.version, ModelVersion):
         _check_status(uri, found.version, found.require)
     return found
 

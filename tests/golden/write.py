@@ -8,10 +8,12 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 
+from attrs import evolve
+
 import modelhub_sdk as hub
 from modelhub_sdk import surroundings
 from modelhub_sdk.domain import events as ev
-from modelhub_sdk.domain.entities import File
+from modelhub_sdk.domain.entities import File, Origin
 from modelhub_sdk.domain.events import Sealer
 from modelhub_sdk.domain.lineage import Code, Environment, RunInput
 from modelhub_sdk.domain.values import Frozen
@@ -73,6 +75,7 @@ def story(reg: hub.Registry) -> None:
     reg._core.artifacts().put_bytes(b"of no use")
     reg.collect_garbage(dry_run=False)
     reg.attach(second, "again.txt", b"of no use")
+    arrive(reg)
     reg.freeze("moving")
     reg.unfreeze("not yet")
     reg.archive("churn")
@@ -119,6 +122,15 @@ def story(reg: hub.Registry) -> None:
     body = json.dumps({**use, "at": "2026-08-01T12:00:00.000000Z", "run_id": None}).encode()
     core.place.store.note([Note("0" * 31 + "1", body)])
     drain(core)
+
+
+def arrive(reg: hub.Registry) -> None:
+    """A version comes from another registry."""
+    arrived = ev.VersionRegistered(
+        model="churn", number=3, manifest=reg.version("churn/v1").digest, size=3, files=reg.version("churn/v1").files,
+        inputs=("dataset://clicks/v9",), key="origin:1", origin=Origin("6" * 32, "model://churn/v7", 12, "5" * 64),
+    )  # fmt: skip
+    reg._commit("model:churn", lambda _view, seal: [evolve(arrived, content=seal("c"), history=seal("{}"))])
 
 
 def a_run(reg: hub.Registry) -> None:

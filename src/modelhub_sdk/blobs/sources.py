@@ -474,6 +474,14 @@ class StreamReader:
         """Leave it open: it belongs to whoever opened it."""
 
 
+class OwnReader(StreamReader):
+    """A reader of a file that was opened for it alone."""
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
 def from_bytes(data: bytes, path: str = "document") -> Source:
     """Return *data* as a source."""
     return Source(path, path, len(data), lambda: StreamReader(io.BytesIO(data), path), held=True)
@@ -484,4 +492,13 @@ def from_file(path: str | os.PathLike[str], name: str | None = None) -> Source:
     return cast(Source, collect({name or os.path.basename(os.fspath(path)): path})[0])
 
 
-__all__ = ["MAX_FILES", "Source", "Sources", "StreamReader", "collect", "from_bytes", "from_file"]
+__all__ = [
+    "MAX_FILES",
+    "OwnReader",
+    "Source",
+    "Sources",
+    "StreamReader",
+    "collect",
+    "from_bytes",
+    "from_file",
+]

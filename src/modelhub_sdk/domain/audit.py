@@ -112,8 +112,10 @@ def _(event: ev.VersionRegistered, subject: str, texts: Mapping[str, str]) -> st
     count = f"{len(event.files)} files" if not event.document else "many files"
     if len(event.files) == 1:
         count = "1 file"
-    run = f" by run {event.run_id}" if event.run_id else ""
-    return f"registered {subject} ({count}, {event.size:,} bytes){run}"
+    whence = f" by run {event.run_id}" if event.run_id else ""
+    if event.origin:
+        whence = f", {event.origin.uri} of registry {event.origin.registry}"
+    return f"registered {subject} ({count}, {event.size:,} bytes){whence}"
 
 
 @_said.register

@@ -107,11 +107,26 @@ class Model(Shown):
 
 
 @frozen
+class Origin:
+    """Where a version came from that was registered elsewhere first.
+
+    `registry` is the id of that registry, `uri` the version there; `seq` and `chain` are number and chain
+    digest of the entry that registered it: who has that journal can look it up.
+    """
+
+    registry: str
+    uri: str
+    seq: int
+    chain: str
+
+
+@frozen
 class ModelVersion(Shown):
     """A numbered version of a model, as it was at entry `seq` of the journal.
 
     `size` is in bytes, `duration` (of the run that made it) in seconds, times are aware UTC.
-    `digest` is that of the manifest. A text that was redacted is None.
+    `digest` is that of the manifest. A text that was redacted is None. `origin` is where it came from when it
+    was copied or imported from another registry; `inputs` are then what they were called there.
     """
 
     uri: str
@@ -141,6 +156,7 @@ class ModelVersion(Shown):
     duration: float | None = None
     archived: bool = False
     purged: bool = False
+    origin: Origin | None = None
     seq: int = 0
 
     def __str__(self) -> str:
@@ -456,6 +472,7 @@ __all__ = [
     "Listing",
     "Model",
     "ModelVersion",
+    "Origin",
     "Output",
     "Resolved",
     "Status",

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NewType
 
 from attrs import field, frozen
 
-from modelhub_sdk.domain.entities import File
+from modelhub_sdk.domain.entities import File, Origin
 from modelhub_sdk.domain.lineage import Code, Environment, RunInput
 from modelhub_sdk.domain.values import Frozen, Value, from_json, number, to_json
 
@@ -194,7 +194,8 @@ class AliasDeleted(Event):
 class VersionRegistered(Event):
     """A numbered version, pending. Its files stand here, or in the document `document` if they are many.
 
-    `key` is its idempotency key; the text behind `content` digests what the key stands for.
+    `key` is its idempotency key; the text behind `content` digests what the key stands for. `origin` is where
+    it was registered first, when that was elsewhere; the text behind `history` is its lineage and audit there.
     """
 
     kind: ClassVar[str] = "version.registered"
@@ -214,6 +215,8 @@ class VersionRegistered(Event):
     duration: float | None = None
     content: Sealed | None = None
     key: str | None = None
+    origin: Origin | None = None
+    history: Sealed | None = None
 
 
 @frozen

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from attrs import field, frozen
 
-from modelhub_sdk.domain.entities import Alert, File, Output, Shown, Use
+from modelhub_sdk.domain.entities import Alert, AuditRecord, File, Origin, Output, Shown, Use
 from modelhub_sdk.domain.values import Frozen, Value
 
 RunStatus = Literal["running", "completed", "failed", "interrupted"]
@@ -133,6 +133,9 @@ class LineageRecord(Shown):
     `datasets` are the dataset versions among what it comes from, at any distance; `parents` the
     model versions and runs one step up; `used_by` who resolved it; `graph` is the whole picture, what
     it comes from and what came of it.
+
+    Of a version that came from another registry (`origin`) run, code, environment, data and inputs are
+    those that it had there; `history` is what happened to it there, newest first.
     """
 
     subject: str
@@ -147,6 +150,8 @@ class LineageRecord(Shown):
     parents: tuple[str, ...] = ()
     approvals: tuple[Decision, ...] = ()
     used_by: tuple[Use, ...] = ()
+    origin: Origin | None = None
+    history: tuple[AuditRecord, ...] = ()
     graph: LineageGraph = field(factory=lambda: LineageGraph("", (), ()), repr=False)
 
     def __str__(self) -> str:
@@ -158,7 +163,8 @@ class Node:
     """One thing in a lineage graph.
 
     `id` is its URI: ``model://churn/v3``, ``dataset://clicks/v7``, ``datum://<id>``, ``run:<id>``,
-    ``code:<commit>``, ``file:sha256:<digest>``, ``use:<who or where>``. `label` is what a person calls it,
+    ``code:<commit>``, ``file:sha256:<digest>``, ``use:<who or where>``; what is in another registry
+    ``origin:<id of that registry>/<its URI there>``. `label` is what a person calls it,
     `status` that of a model version, a run or an outcome, `detail` a second line (when, by whom, size).
     """
 
@@ -223,6 +229,14 @@ class LineageGraph:
         return graph.text(self)
 
 
+def elsewhere(registry: str, node: str) -> str:
+    """Return the id, in a graph here, of the *node* in the graph of another registry.
+
+    Files and commits are the same everywhere.
+    """
+    return node if node.startswith(("file:sha256:", "code:", "origin:")) else f"origin:{registry}/{node}"
+
+
 __all__ = [
     "Code",
     "Decision",
@@ -235,4 +249,5 @@ __all__ = [
     "RunInput",
     "RunRecord",
     "RunStatus",
+    "elsewhere",
 ]

@@ -18,13 +18,18 @@ import cattrs
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
 from modelhub_sdk.domain.entities import (
+    Alert,
     Attachment,
+    AuditRecord,
     Comment,
     DatasetVersion,
     Datum,
     Evaluation,
     File,
     ModelVersion,
+    Origin,
+    Output,
+    Use,
 )
 from modelhub_sdk.domain.events import (
     FORMAT,
@@ -37,12 +42,23 @@ from modelhub_sdk.domain.events import (
     Unknown,
     UseNoted,
 )
-from modelhub_sdk.domain.lineage import Code, Environment, RunInput
+from modelhub_sdk.domain.lineage import (
+    Code,
+    Decision,
+    Edge,
+    Environment,
+    LineageGraph,
+    LineageRecord,
+    Node,
+    RunInput,
+    RunRecord,
+)
 from modelhub_sdk.domain.values import Frozen, from_json, to_json
-from modelhub_sdk.errors import InvalidDocument, JournalTooNew, shown
+from modelhub_sdk.errors import InvalidDocument, JournalTooNew, ModelHubError, shown
 from modelhub_sdk.ports import Record
 
 V = TypeVar("V", ModelVersion, DatasetVersion, Datum)
+T = TypeVar("T")
 
 GENESIS = "0" * 64
 """The chain digest before the first entry."""
@@ -229,11 +245,27 @@ def unstructure_version(version: ModelVersion | DatasetVersion | Datum) -> dict[
 
 def structure_version(raw: Mapping[str, Any], kind: type[V]) -> V:
     """Return the version that `unstructure_version` wrote; any damage raises KeyError, TypeError or ValueError."""
+    return _structured(raw, kind)
+
+
+def _structured(raw: Any, kind: type[T]) -> T:
     try:
-        version: V = _converter().structure(raw, kind)
-    except (cattrs.StructureHandlerNotFoundError, cattrs.BaseValidationError) as error:
+        return _converter().structure(raw, kind)
+    except (AttributeError, cattrs.StructureHandlerNotFoundError, cattrs.BaseValidationError) as error:
         raise ValueError(str(type(error).__name__)) from None
-    return version
+    except ModelHubError as error:  # a time, a value
+        raise ValueError(str(error)) from None
+
+
+def unstructure_lineage(record: LineageRecord) -> dict[str, Any]:
+    """Return a lineage as plain JSON types, to be kept where it is no longer known."""
+    plain: dict[str, Any] = _converter().unstructure(record)
+    return plain
+
+
+def structure_lineage(raw: Mapping[str, Any]) -> LineageRecord:
+    """Return the lineage that `unstructure_lineage` wrote; any damage raises KeyError, TypeError or ValueError."""
+    return _structured(raw, LineageRecord)
 
 
 def unstructure_inputs(inputs: Sequence[RunInput]) -> list[Any]:
@@ -265,6 +297,8 @@ def _converter() -> cattrs.Converter:
         Code,
         Environment,
         RunInput,
+        Origin,
+        *_SNAPSHOT,
     )
     ours = frozenset((*parts, *KINDS.values()))
 
@@ -273,7 +307,7 @@ def _converter() -> cattrs.Converter:
         return {
             spec.name: override(**{name: _HOOKS[spec.name][which]})  # type: ignore[arg-type]
             for spec in attrs.fields(cls)
-            if spec.name in _HOOKS
+            if spec.name in _HOOKS and not (cls in _SNAPSHOT and spec.name in _ROWS)
         }
 
     # By factory, so that each class is prepared when it is first met: all of them would cost 30 ms at start.
@@ -339,6 +373,9 @@ def _rows_in(raw: list[Mapping[str, Any]], _type: Any) -> tuple[Frozen, ...]:
     return tuple(_values_in(row, None) for row in raw)
 
 
+_SNAPSHOT = (LineageRecord, RunRecord, LineageGraph, Node, Edge, Decision, Output, Alert, Use, AuditRecord)
+_ROWS = ("outputs", "alerts")  # values of their own there, plain mappings in events
+
 _Hooks = tuple[Callable[..., Any], Callable[..., Any]]
 _HOOKS: dict[str, _Hooks] = {
     "metrics": (_values_out, _values_in),
@@ -351,6 +388,8 @@ _HOOKS: dict[str, _Hooks] = {
     "hardware": (_values_out, _values_in),
     "packages": (_packages_out, _packages_in),
     "properties": (_values_out, _values_in),
+    "annotations": (_values_out, _values_in),
+    "facts": (_values_out, _values_in),
     "outputs": (_rows_out, _rows_in),
     "alerts": (_rows_out, _rows_in),
 }
@@ -371,10 +410,12 @@ __all__ = [
     "private_problems",
     "structure",
     "structure_input",
+    "structure_lineage",
     "structure_version",
     "texts",
     "unstructure",
     "unstructure_inputs",
+    "unstructure_lineage",
     "unstructure_version",
     "values",
     "without",

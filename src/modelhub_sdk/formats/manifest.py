@@ -69,7 +69,7 @@ def encode(files: Sequence[File]) -> bytes:
     Raises:
         InvalidDocument: a path, size or digest in *files* cannot stand in a manifest.
     """
-    _check(ordered(files), "manifest")
+    check(ordered(files), "manifest")
     return canonical(files)
 
 
@@ -92,7 +92,7 @@ def decode(data: bytes, *, source: str = "manifest") -> tuple[File, ...]:
     if not isinstance(rows, list):
         raise _bad(source, "it is not a list")
     files = tuple(_file(row, index, source) for index, row in enumerate(rows))
-    _check(files, source)
+    check(files, source)
     if canonical(files) != data:
         raise _bad(source, "it is not in the canonical form (spacing, order of keys or of files)")
     return files
@@ -110,7 +110,8 @@ def _file(row: Any, index: int, source: str) -> File:
     return File(row["name"], row["size"], "sha256:" + row["digest"])
 
 
-def _check(files: Sequence[File], source: str) -> None:
+def check(files: Sequence[File], source: str) -> None:
+    """Raise InvalidDocument, naming *source*, unless *files* are a manifest: paths, sizes, digests, in order."""
     if len(files) > MAX_FILES:
         raise _bad(source, f"it lists {len(files)} files, more than {MAX_FILES}")
     previous: str | None = None

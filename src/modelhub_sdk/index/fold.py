@@ -13,6 +13,7 @@ from math import isfinite
 from typing import Any
 
 from modelhub_sdk.domain import events as ev
+from modelhub_sdk.domain.lineage import elsewhere
 from modelhub_sdk.domain.uri import node_of
 from modelhub_sdk.domain.values import Value, leaves, number, text_of, to_json
 from modelhub_sdk.formats import codec
@@ -236,10 +237,13 @@ def _(event: ev.VersionRegistered, batch: Batch) -> None:
     _texts(batch, model, version, event.texts, event.fields)
     _add(batch, model, version, "tag", event.tags)
     uri = f"model://{model}/v{version}"
-    if event.run_id is not None:
+    if event.origin is not None:  # what its inputs were called elsewhere may mean something else here
+        _edge(batch, elsewhere(event.origin.registry, event.origin.uri), uri)
+    elif event.run_id is not None:
         _edge(batch, "run:" + event.run_id, uri)
-    for source in event.inputs if event.run_id is None else ():
-        _edge(batch, source, uri)
+    else:
+        for source in event.inputs:
+            _edge(batch, source, uri)
     if event.key is not None:
         batch.insert("key", "model:" + model, event.key, batch.seq, version, event.content or "")
 

@@ -71,6 +71,23 @@ def united(root: str, *parts: LineageGraph) -> LineageGraph:
     )
 
 
+def near(found: LineageGraph, depth: int) -> LineageGraph:
+    """Return what of a graph of ancestors is at most *depth* steps from its root."""
+    into: dict[str, list[str]] = defaultdict(list)
+    for edge in found.edges:
+        into[edge.target].append(edge.source)
+    kept, last = {found.root}, {found.root}
+    for _ in range(depth):
+        last = {source for node in last for source in into[node]} - kept
+        kept |= last
+    return LineageGraph(
+        root=found.root,
+        nodes=tuple(node for node in found.nodes if node.id in kept),
+        edges=tuple(edge for edge in found.edges if edge.source in kept and edge.target in kept),
+        cut=found.cut or any(source not in kept for node in kept for source in into[node]),
+    )
+
+
 def exists(view: View, node: str) -> bool:
     """Return whether anything is known of a node that is a file, a run or a commit."""
     row = view.sql.one(
@@ -197,6 +214,10 @@ def _telling(label: str, source: Node, target: Node) -> str:
 
 def _node(view: View, uri: str, walk: _Walk, lost: Mapping[str, int]) -> Node:
     kind, _, rest = uri.partition(":")
+    if kind == "origin":
+        registry, _, there = rest.partition("/")
+        label = there.removeprefix("model://")
+        return Node(uri, "model", one_line(label), detail=one_line(f"in registry {registry[:8]}"))
     if kind == "run":
         return _run_node(view, uri, rest, lost)
     if kind == "model":

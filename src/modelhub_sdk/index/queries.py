@@ -480,6 +480,11 @@ class View:
         )
         return _registered(row[0] if row else "{}")
 
+    def registered_at(self, model: str, number: int) -> int:
+        """Return the entry that registered a version, which exists."""
+        row = self.sql.one("SELECT seq FROM @version WHERE model = ? AND number = ?", model, number)
+        return int(row[0]) if row else 0
+
     def needed(self, digests: Iterable[str]) -> set[str]:
         """Return those of *digests* that are of a file which was not purged (and stands in the index)."""
         wanted = sorted(digests)
@@ -889,9 +894,11 @@ def seals_in(facts: Iterable[tuple[str, str]]) -> list[str | None]:
 
 
 def _sealed_in(raw: Mapping[str, Any]) -> list[str]:
-    """Return everything in an event that looks like a seal."""
+    """Return everything in an event that looks like a seal, but for a history from elsewhere: it is long."""
     found: list[str] = []
-    for value in raw.values():
+    for name, value in raw.items():
+        if name == "history":
+            continue
         if isinstance(value, str) and len(value) == 64:
             found.append(value)
         elif isinstance(value, dict):
@@ -974,6 +981,7 @@ def _version(
         duration=born.duration,
         archived="archived" in one,
         purged="purged" in one,
+        origin=born.origin,
         seq=last,
     )
 

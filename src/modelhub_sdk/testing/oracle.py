@@ -196,6 +196,7 @@ class Past:
             "duration": None,
             "archived": version["archived"],
             "purged": version["gone"] is True,
+            "origin": None,
             "seq": version["seq"],
         }
 

@@ -25,6 +25,7 @@ from modelhub_sdk.domain.entities import (
     Listing,
     Model,
     ModelVersion,
+    Origin,
     Resolved,
     Verification,
 )
@@ -407,11 +408,16 @@ def _version(version: ModelVersion) -> Iterable[Html]:
         [
             ("inputs", join((tag("code", uri) for uri in version.inputs), "<br>")),
             ("run", tag("code", version.run_id) if version.run_id else ""),
+            ("from", _elsewhere(version.origin) if version.origin else ""),
             ("duration", text.duration(version.duration) if version.duration is not None else ""),
             ("size", text.size(version.size)),
             ("digest", tag("code", version.digest)),
         ]
     )
+
+
+def _elsewhere(origin: Origin) -> Html:
+    return join([tag("code", origin.uri), " of registry ", tag("code", origin.registry)])
 
 
 def _model(model: Model) -> Iterable[Html]:
@@ -744,6 +750,11 @@ def _lineage(lineage: LineageRecord) -> Iterable[Html]:
         ]
         yield tag("h4", "Used by")
         yield _folded(uses, lambda some: _table((), some), "use")
+    if lineage.origin:
+        yield tag("h4", "Before it came here")
+        yield tag("p", _elsewhere(lineage.origin))
+        past = [(_by(one.at, one.actor), _words(one.detail)) for one in lineage.history]
+        yield _folded(past, lambda some: _table((), some), "record")
     if surroundings := _pairs(_surroundings(lineage)):
         yield tag("h4", "Origin")
         yield surroundings

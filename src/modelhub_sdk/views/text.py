@@ -21,6 +21,7 @@ from modelhub_sdk.domain.entities import (
     Listing,
     Model,
     ModelVersion,
+    Origin,
     Verification,
 )
 from modelhub_sdk.domain.lineage import Code, Environment, LineageRecord, RunInput, RunRecord
@@ -210,6 +211,10 @@ def table(header: Sequence[str], body: Iterable[Sequence[str]], *, right: Iterab
     return "\n".join([line_of(lines[0]), rule, *map(line_of, lines[1:])])
 
 
+def _origin(origin: Origin) -> str:
+    return f"{clean(origin.uri)} of registry {clean(origin.registry)}"
+
+
 def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
     kept = [(name, text) for name, text in pairs if text]
     wide = max((width(name) for name, _ in kept), default=0)
@@ -293,6 +298,7 @@ def _version(version: ModelVersion) -> str:
             ("note", cell(version.note, limit=200) if version.note else ""),
             ("files", f"{count(len(version.files), 'file')}, {size(version.size)}"),
             ("run", clean(version.run_id or "")),
+            ("origin", _origin(version.origin) if version.origin else ""),
             ("duration", duration(version.duration) if version.duration is not None else ""),
             ("digest", clean(version.digest)),
         ]
@@ -450,6 +456,7 @@ def _lineage(lineage: LineageRecord) -> str:
                 "made by",
                 f"run #{run.number} {clean(run.name)}  {run.status}" if run else "hand (there is no run)",
             ),
+            ("origin", _origin(lineage.origin) if lineage.origin else ""),
             ("code", code_of(lineage.code)),
             ("environment", environment_of(lineage.environment)),
         ]
@@ -470,6 +477,7 @@ def _lineage(lineage: LineageRecord) -> str:
         for use in lineage.used_by
     ]
     parts += _listed("used by", uses)
+    parts += _listed("before it came here", [cell(str(one), limit=200) for one in lineage.history])
     return "\n".join(parts)
 
 
