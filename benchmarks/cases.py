@@ -9,12 +9,18 @@ import shutil
 import sqlite3
 import statistics
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import Result, alternate, child, cpu, peak, quick, wall
+from modelhub_sdk.domain import events as ev
+from modelhub_sdk.domain.values import Frozen
+from modelhub_sdk.formats import codec
+from modelhub_sdk.stores import files
 
 METRICS = {f"metric{i}": i / 7 for i in range(10)}
 PARAMS = {f"param{i}": i for i in range(10)}
@@ -387,6 +393,85 @@ def whole_process(folder: Path) -> Iterator[Result]:
     )  # fmt: skip
 
 
+_FRESH = """
+import sys, time
+from modelhub_sdk.stores import files
+
+def slow(action):
+    def later(*args):
+        time.sleep(0.03)
+        return action(*args)
+    return later
+
+for name in ("get", "names", "create", "replace", "delete", "modified"):
+    setattr(files.Disk, name, slow(getattr(files.Disk, name)))
+files.FileStore.__init__.__kwdefaults__ = {"read_only": False}
+made = files.FileStore.__init__
+files.FileStore.__init__ = lambda self, url, medium, *, parallel, read_only: made(
+    self, url, medium, parallel=32, read_only=read_only
+)
+import modelhub_sdk as hub
+begun = time.perf_counter()
+reg = hub.open(sys.argv[1], cache_dir=sys.argv[2])
+found = reg.resolve("model://m7/latest")
+print((time.perf_counter() - begun) * 1000)
+assert found.version.number == int(sys.argv[3]), found
+reg.close()
+"""
+
+
+def fresh_machine(folder: Path) -> Iterator[Result]:
+    """Open a long journal of files with an empty cache and resolve, when each request takes 30 ms.
+
+    A folder stands for the object store, slowed down, read with as many requests at a time as there. It ends
+    just before the next checkpoint would be due. The baseline is the first client, for which nothing is derived.
+    """
+    import modelhub_sdk as hub
+
+    entries = 5_999 if quick() else 100_999
+    models = 100
+    with hub.open(folder / "r", cache_dir=folder / "cache") as reg:
+        document = reg.register("m0", {"model.bin": b"weights"})
+        last = next(iter(reg._core.place.store.read(1)))
+    sealer = ev.Sealer(os.urandom)
+    chain, seq = last.chain, last.seq
+    numbers = {0: 1}
+    while seq < entries:
+        seq += 1
+        which = seq % models
+        numbers[which] = numbers.get(which, 0) + 1
+        events: list[ev.Event] = [ev.ModelCreated(model=f"m{which}")] if numbers[which] == 1 else []
+        name, number = f"m{which}", numbers[which]
+        events += [
+            ev.VersionRegistered(
+                model=name, number=number, manifest=document.digest, size=document.size, files=document.files,
+                metrics=Frozen({"auc": 0.5 + seq % 100 / 1000, "loss": 1 / seq}), params=Frozen({"lr": 0.1, "seed": seq}),
+                texts=Frozen({"note": sealer(f"version {number} of {name}")}),
+            ),
+            ev.VersionApproved(model=name, number=number),
+        ]  # fmt: skip
+        entry = ev.Entry(
+            seq, f"{seq:032x}", "model:" + name, datetime.now(UTC), sealer("ann"), Frozen({"sdk": "bench"}), tuple(events)
+        )  # fmt: skip
+        record = codec.encode(entry, sealer.texts, chain)
+        sealer.texts.clear()
+        chain = record.chain
+        path = folder / "r" / files._entry_name(seq)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(files._printed(record))
+
+    def answer(cache: str) -> float:
+        arguments = [sys.executable, "-c", _FRESH, folder / "r", folder / cache, str(numbers[7])]
+        return float(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout)
+
+    first = answer("first")
+    times = [answer(f"cold{n}") for n in range(3)]
+    yield Result(
+        f"fresh machine, {entries:,} entries, 30 ms a request", statistics.median(times), first,
+        f"the first client, with nothing derived ({first:,.0f} ms)", 3000, relation="absolute",
+    )  # fmt: skip
+
+
 ALL: dict[str, Callable[[Path], Iterator[Result]]] = {
     "imports": imports,
     "first_version": first_version,
@@ -396,4 +481,5 @@ ALL: dict[str, Callable[[Path], Iterator[Result]]] = {
     "run": run_cost,
     "resolution": resolution,
     "process": whole_process,
+    "fresh": fresh_machine,
 }

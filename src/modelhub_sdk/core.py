@@ -702,7 +702,7 @@ def _check_folder(url: str, create: bool | None) -> None:
         others = [
             name
             for name in os.listdir(url.removeprefix("file://"))
-            if name not in ("journal", "inbox", "tmp")
+            if name not in ("journal", "inbox", "packs", "checkpoints", "erased", "tmp")
         ]
         if others:
             raise NotFound(

@@ -14,9 +14,9 @@ index for free; `modelhub_sdk.testing.StoreConformance` says whether it keeps th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime
-from typing import Protocol, runtime_checkable
+from typing import IO, Protocol, runtime_checkable
 
 from attrs import frozen
 
@@ -46,6 +46,53 @@ class Note:
 
     id: str
     body: bytes
+
+
+@frozen
+class Checkpoint:
+    """An index that was folded up to entry `seq`, whose chain digest is `chain`, with the tables of `schema`."""
+
+    seq: int
+    schema: int
+    chain: str
+    name: str = ""
+
+
+class Derived(Protocol):
+    """What some stores keep beside the journal, so that a fresh machine is ready at once. All of it may be lost."""
+
+    read_only: bool
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Return those that may be read, newest first."""
+
+    def checkpoint(self, one: Checkpoint) -> Iterator[bytes]:
+        """Yield the bytes of one, piece by piece; fewer when it is damaged."""
+
+    def bad_checkpoint(self, one: Checkpoint) -> None:
+        """Delete one that does not fit the journal."""
+
+    def publish(self, wanted: int, make: Callable[[], tuple[Checkpoint, IO[bytes]] | None]) -> None:
+        """Keep what *make* makes, unless there is one of entry *wanted* or later."""
+
+
+@runtime_checkable
+class Shelved(Protocol):
+    """A `Store` that keeps something `Derived`."""
+
+    every: int
+    """Entries between two checkpoints."""
+
+    shelf: Derived
+
+    def entries(self, after: int) -> Iterator[Record]:
+        """Yield the records after *after* from the entries themselves, never from anything derived."""
+
+    def packed(self) -> Iterator[Record]:
+        """Yield the records in whatever is derived for readers of the journal, as they stand there."""
+
+    def tidy(self, seq: int) -> None:
+        """Derive what helps to read the entries before *seq*. Never fails."""
 
 
 @runtime_checkable

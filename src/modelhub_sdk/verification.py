@@ -17,8 +17,9 @@ from modelhub_sdk.formats import codec, manifest
 from modelhub_sdk.index import data, fold, schema
 from modelhub_sdk.index.queries import View
 from modelhub_sdk.index.sql import Sql
-from modelhub_sdk.ports import Record
+from modelhub_sdk.ports import Record, Shelved
 from modelhub_sdk.stores.connections import sqlite_connect
+from modelhub_sdk.stores.private import unpacked
 
 _BATCH = 1000
 
@@ -74,6 +75,7 @@ def _chain(core: Core, fresh: Sql, live: _Live | None, problems: list[str]) -> t
     seq, digest = 0, codec.GENESIS
     batch: list[Entry] = []
     secrets: dict[int, set[str]] = {}
+    checkpoints = {one.seq: one for one in _checkpoints(core)}
     for record in _records(core, problems):
         expected = codec.chain(digest, seq + 1, record.scope, record.body)
         if record.seq != seq + 1 or record.chain != expected:
@@ -93,9 +95,16 @@ def _chain(core: Core, fresh: Sql, live: _Live | None, problems: list[str]) -> t
         seq, digest = record.seq, record.chain
         batch.append(entry)
         at_head = live is not None and seq == live.seq
-        if len(batch) >= _BATCH or at_head:
+        if len(batch) >= _BATCH or at_head or seq in checkpoints:
             fold.apply(fresh, batch)
             batch = []
+        if seq in checkpoints:
+            problems += [
+                f"The checkpoint {checkpoints[seq].name} differs from the journal in table {name}. Delete it, and"
+                " where it was used: reg.rebuild_index()."
+                for name, found in _digests(fresh).items()
+                if found != checkpoints[seq].tables[name]
+            ]
         if live is not None and at_head:
             problems += [
                 f"The index differs from the journal in table {name}: somebody changed it by hand."
@@ -108,17 +117,45 @@ def _chain(core: Core, fresh: Sql, live: _Live | None, problems: list[str]) -> t
         problems.append(
             f"The index was folded up to entry {live.seq}, and the journal ends at {seq}: entries were lost."
         )
-    for number, seals in sorted(View(fresh).all_redacted().items()):
-        if seals & secrets.get(number, set()):
+    redacted = View(fresh).all_redacted()
+    for record in store.packed() if isinstance(store := core.place.store, Shelved) else ():
+        secrets[record.seq] = secrets.get(record.seq, set()) | set(codec.texts(record))
+    kept = frozenset().union(*(one.texts for one in checkpoints.values()))
+    for number, seals in sorted(redacted.items()):
+        if seals & (secrets.get(number, set()) | kept):
             problems.append(
                 f"Entry {number}: a text was redacted, and is still stored. Redact it again to finish."
             )
     return seq, digest
 
 
+@frozen
+class _Checkpoint:
+    """A checkpoint that clients may begin with: a digest of each table, and the seals of the texts that it holds."""
+
+    name: str
+    seq: int
+    tables: Mapping[str, str]
+    texts: frozenset[str]
+
+
+def _checkpoints(core: Core) -> Iterator[_Checkpoint]:
+    store = core.place.store
+    if not isinstance(store, Shelved):
+        return
+    for one in store.shelf.checkpoints():
+        if one.schema == schema.SCHEMA:
+            with unpacked(store, one) as found:
+                if found is not None:
+                    sql = Sql(found, "sqlite")
+                    texts = frozenset(row[0] for row in sql.all("SELECT seal FROM @text"))
+                    yield _Checkpoint(one.name, one.seq, _digests(sql), texts)
+
+
 def _records(core: Core, problems: list[str]) -> Iterator[Record]:
+    store = core.place.store
     try:
-        yield from core.place.store.read(0)
+        yield from store.entries(0) if isinstance(store, Shelved) else store.read(0)
     except InvalidDocument as error:
         problems.append(str(error))
 

@@ -25,7 +25,9 @@ _PLACE = re.compile(
     r"""registry\.db(-wal|-shm)?
       | (registry\.db\.artifacts|registry/blobs|artifacts|.*/artifacts)/(format\.json|[0-9a-f-]+/copy|[0-9a-f-]+/sha256/[0-9a-f]{2}/[0-9a-f]{62})
       | registry/journal/\d{7}/\d{10}\.json
-      | registry/inbox/[0-9a-f]{32}\.json""",
+      | registry/inbox/[0-9a-f]{32}\.json
+      | registry/(packs|checkpoints)/[0-9a-f-]+\.z
+      | registry/erased/[0-9a-f-]+""",
     re.VERBOSE,
 )
 _CACHE = re.compile(

@@ -4,6 +4,7 @@
 
     <root>/journal/0000012/0000012345.json    one entry: header, body and private part, a line each
     <root>/inbox/<id>.json                    one note
+    <root>/packs/, checkpoints/, erased/      derived from the entries: see `shelf`
     <root>/tmp/…                              unfinished; on a disk the names tell whose, and the next writer cleans up
 
 An entry is created once and never changed; only its private part can be erased. Which writer gets a
@@ -36,9 +37,12 @@ from modelhub_sdk.errors import (
 )
 from modelhub_sdk.formats import codec
 from modelhub_sdk.ports import Note, Record, SequenceTaken
+from modelhub_sdk.stores.shelf import FOLDER, Shelf
 
 _ONE_BY_ONE = 16
 """Entries read by asking for the next number; more are listed once and read in parallel."""
+
+_PACKED_AT_ONCE = 8  # folders: a client that finds a long journal without packs leaves the rest to others
 
 CREATE_ONLY = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
 """Object stores whose drivers send a precondition with ``mode="create"``: ``If-None-Match: *`` (s3fs, tried;
@@ -72,11 +76,14 @@ class Medium(Protocol):
 
 
 class FileStore:
-    """A `Store` of JSON files on a `Medium`."""
+    """A `Store` of JSON files on a `Medium`, and what is derived from them."""
 
-    def __init__(self, url: str, medium: Medium, *, parallel: int) -> None:
+    every = FOLDER
+
+    def __init__(self, url: str, medium: Medium, *, parallel: int, read_only: bool = False) -> None:
         self.url = url
         self.medium = medium
+        self.shelf = Shelf(medium, read_only=read_only)
         self._parallel = parallel
         self._probed = False
 
@@ -89,8 +96,16 @@ class FileStore:
 
     def read(self, after: int, limit: int | None = None) -> Iterator[Record]:
         """Yield the records after *after*: by name, never by what a listing leaves out."""
+        return self._read(after, limit, packed=True)
+
+    def entries(self, after: int) -> Iterator[Record]:
+        """Yield the records after *after* from their own files."""
+        return self._read(after, None, packed=False)
+
+    def _read(self, after: int, limit: int | None, *, packed: bool) -> Iterator[Record]:
         seq = after
         end = None if limit is None else after + limit
+        record = None
         while (end is None or seq < end) and seq - after < _ONE_BY_ONE:
             record = self._get(seq + 1)
             if record is None:
@@ -98,7 +113,8 @@ class FileStore:
             yield record
             seq += 1
         while end is None or seq < end:
-            batch = self._listed(seq, end)
+            batch = self._packed(record, end) if packed and record is not None else []
+            batch = batch or self._listed(seq, end)
             if not batch:
                 # A listing may be older than a file: ask for the next name before giving up.
                 record = self._get(seq + 1)
@@ -106,7 +122,56 @@ class FileStore:
             if not batch:
                 return
             yield from batch
-            seq = batch[-1].seq
+            record = batch[-1]
+            seq = record.seq
+
+    def _packed(self, last: Record, end: int | None) -> list[Record]:
+        """Return the rest of the folder after the record *last* out of its pack; [] when there is no sound one.
+
+        The links between the entries, and the last entry's own file, say whether it is sound.
+        """
+        folder = (last.seq + 1) // FOLDER
+        if folder not in self.shelf.packs():
+            return []
+        with ThreadPoolExecutor(max_workers=1) as threads:
+            final = threads.submit(self._get, folder * FOLDER + FOLDER - 1)
+            plain = self.shelf.pack(folder)
+            final_record = final.result()
+        if plain is None:
+            return []
+        try:
+            records = _unpacked(plain, folder, self.url)
+            if final_record is None or records[-1].chain != final_record.chain:
+                raise InvalidDocument("The pack ends otherwise than the journal.")
+            records = [record for record in records if record.seq > last.seq]
+            for before, record in zip([last, *records], records, strict=False):
+                if codec.chain(before.chain, record.seq, record.scope, record.body) != record.chain:
+                    raise InvalidDocument("The links in the pack do not fit.")
+        except InvalidDocument:
+            self.shelf.bad_pack(folder)
+            return []
+        return [record for record in records if end is None or record.seq <= end]
+
+    def packed(self) -> Iterator[Record]:
+        """Yield the records in all packs."""
+        for folder in sorted(self.shelf.packs()):
+            plain = self.shelf.pack(folder)
+            with suppress(InvalidDocument):
+                yield from _unpacked(plain, folder, self.url) if plain is not None else ()
+
+    def tidy(self, seq: int) -> None:
+        """Pack the full folders before entry *seq*: the newest ones, a few at a time."""
+        packs = self.shelf.packs()
+        missing = [folder for folder in range(seq // FOLDER) if folder not in packs]
+        for folder in reversed(missing[-_PACKED_AT_ONCE:]):
+            self.shelf.make_pack(folder, lambda folder=folder: self._plain(folder))  # type: ignore[misc]
+
+    def _plain(self, folder: int) -> bytes | None:
+        """Return the entries of a full folder as a pack holds them, None when one is not there."""
+        with ThreadPoolExecutor(max_workers=self._parallel) as threads:
+            found = list(threads.map(self._get, _numbers(folder)))
+        records = [record for record in found if record is not None]
+        return b"".join(map(_printed, records)) if len(records) == len(found) else None
 
     def _listed(self, after: int, end: int | None) -> list[Record]:
         """Return the run of records after *after* that stand in the next folder, read in parallel."""
@@ -139,6 +204,7 @@ class FileStore:
         self.medium.replace(
             _entry_name(seq), _printed(Record(seq, record.scope, record.chain, record.body, private))
         )
+        self.shelf.erased(seq // FOLDER)
 
     # --- the inbox -----------------------------------------------------------------------------
 
@@ -209,7 +275,22 @@ class FileStore:
 
 
 def _entry_name(seq: int) -> str:
-    return f"journal/{seq // 1000:07d}/{seq:010d}.json"
+    return f"journal/{seq // FOLDER:07d}/{seq:010d}.json"
+
+
+def _numbers(folder: int) -> range:
+    """Return the entries of a full folder; the journal begins with entry 1."""
+    return range(max(1, folder * FOLDER), folder * FOLDER + FOLDER)
+
+
+def _unpacked(plain: bytes, folder: int, where: str) -> list[Record]:
+    lines = plain.split(b"\n")
+    numbers = _numbers(folder)
+    if len(lines) != 3 * len(numbers) + 1:
+        raise InvalidDocument("The pack has another number of entries.")
+    return [
+        _parsed(b"\n".join((*lines[3 * n : 3 * n + 3], b"")), seq, where) for n, seq in enumerate(numbers)
+    ]
 
 
 def _printed(record: Record) -> bytes:

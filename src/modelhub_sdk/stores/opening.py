@@ -75,7 +75,7 @@ def connect(url: str | os.PathLike[str], *, read_only: bool, options: Mapping[st
             )
         if re.match(r"[A-Za-z]{2,}:", text):
             raise InvalidURI("This is neither a folder nor a URL with '://'.", hint=_FORMS)
-        return _folder(Path(text))
+        return _folder(Path(text), read_only)
     scheme, rest = match[1].lower(), match[2]
     if scheme in ("postgresql", "postgres") or scheme.startswith("postgresql+"):
         return _postgres(rest, read_only)
@@ -84,8 +84,8 @@ def connect(url: str | os.PathLike[str], *, read_only: bool, options: Mapping[st
     if scheme == "memory":
         return _memory(rest)
     if scheme in ("file", "local"):
-        return _folder(Path(rest))
-    return _other(scheme, rest, dict(options))
+        return _folder(Path(rest), read_only)
+    return _other(scheme, rest, dict(options), read_only)
 
 
 _FORMS = "Use 'sqlite:///models.db', 'postgresql://user@host/database', a folder, or 's3://bucket/prefix'."
@@ -142,7 +142,7 @@ def _remove(folder: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _folder(given: Path) -> Place:
+def _folder(given: Path, read_only: bool) -> Place:
     from modelhub_sdk.stores.files import Disk, FileStore
 
     path = Path(os.path.abspath(os.path.expanduser(given)))
@@ -151,7 +151,7 @@ def _folder(given: Path) -> Place:
             f"{shown(str(path), 200)} is a file's name, and a folder is needed here.",
             hint=f"For SQLite write hub.open('sqlite:///{path}').",
         )
-    store = FileStore(f"file://{path}", Disk(path), parallel=4)
+    store = FileStore(f"file://{path}", Disk(path), parallel=4, read_only=read_only)
     return Place(store, f"{path}/blobs", local=True, own=(str(path),))
 
 
@@ -205,7 +205,7 @@ def _postgres(rest: str, read_only: bool) -> Place:
     return Place(PostgresStore(options, shown_url, read_only=read_only), None, stated)
 
 
-def _other(scheme: str, rest: str, options: dict[str, Any]) -> Place:
+def _other(scheme: str, rest: str, options: dict[str, Any], read_only: bool) -> Place:
     from modelhub_sdk.stores.files import CREATE_ONLY, FileStore, Objects
 
     factory = _third_party(scheme)
@@ -231,7 +231,7 @@ def _other(scheme: str, rest: str, options: dict[str, Any]) -> Place:
                 f"A {scheme}:// URL needs a bucket, and maybe a prefix.", hint=f"{scheme}://bucket/models"
             )
         return Place(
-            FileStore(f"{scheme}://{root}", Objects(scheme, root, options), parallel=32),
+            FileStore(f"{scheme}://{root}", Objects(scheme, root, options), parallel=32, read_only=read_only),
             f"{scheme}://{root}/blobs",
         )
     from fsspec.registry import known_implementations

@@ -8,16 +8,18 @@ database error.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import random
 import sqlite3
 import stat
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from modelhub_sdk.blobs import disk
 from modelhub_sdk.domain.events import Entry
@@ -25,9 +27,11 @@ from modelhub_sdk.errors import Busy, InvalidDocument, StoreUnavailable, shown
 from modelhub_sdk.formats import codec
 from modelhub_sdk.index import schema
 from modelhub_sdk.index.sql import Sql
-from modelhub_sdk.ports import Record, SequenceTaken, Store
+from modelhub_sdk.ports import Checkpoint, Record, SequenceTaken, Shelved, Store
 from modelhub_sdk.stores.connections import PATIENCE, Pool, inherited, rolled_back, sqlite_connect, wipe
 from modelhub_sdk.stores.ledger import Head, apply, read_head
+
+log = logging.getLogger("modelhub_sdk")
 
 BATCH = 2000
 """Entries folded in one transaction while catching up."""
@@ -53,6 +57,10 @@ class PrivateLedger:
         self._checked = False
         self._seen = 0  # the entry that this handle's index was folded up to, at least
         self._discarded = 0
+        self._shelved = store if isinstance(store, Shelved) else None
+        self._begun = False  # whether a checkpoint was looked for
+        self._tidied = -1  # the entry up to which what helps others was derived, as far as we know
+        self._thread: threading.Thread | None = None
         self._open()
 
     # --- the database --------------------------------------------------------------------------
@@ -106,6 +114,7 @@ class PrivateLedger:
         """Empty the index, in place where the database still works; memory when that did not help twice."""
         self._checked, self._seen = False, 0
         self._discarded += 1
+        self._begun = self._discarded > 1  # the second time without: it may have been the reason
         try:
             with self._connection() as conn:
                 conn.execute("BEGIN IMMEDIATE")
@@ -142,6 +151,7 @@ class PrivateLedger:
         """Leave the parent's memory index, and a lock that one of its threads may hold, alone."""
         self._pid = os.getpid()
         self._lock = threading.RLock()
+        self._thread = None
         if self._memory is not None:
             inherited(self._memory)
             self._open()
@@ -164,12 +174,17 @@ class PrivateLedger:
                     self._discard()
             else:
                 self._checked, self._discarded = True, 0
+                self._tidy()
                 return
 
     def _step(self, *, check: bool) -> bool:
         """Fold one batch; return True when there is nothing left to fold."""
         with self._connection() as conn:
             head = read_head(Sql(conn, "sqlite"))
+        if not head[0] and not self._begun:
+            head = self._begin()
+        if self._tidied < 0:
+            self._tidied = head[0]
         overlap = 1 if check and head[0] else 0
         records = list(self.store.read(head[0] - overlap, limit=BATCH))
         if overlap:
@@ -202,6 +217,80 @@ class PrivateLedger:
         except BaseException:
             rolled_back(conn)
             raise
+
+    # --- what helps others to begin ------------------------------------------------------------
+
+    def _begin(self) -> Head:
+        """Begin an empty index with the newest checkpoint that fits the journal; return the head."""
+        with self._lock:
+            if not self._begun and self._shelved is not None:
+                for one in self._shelved.shelf.checkpoints():
+                    if one.schema == schema.SCHEMA and self._loaded(self._shelved, one):
+                        break
+            self._begun = True
+        with self._connection() as conn:
+            return read_head(Sql(conn, "sqlite"))
+
+    def _loaded(self, shelved: Shelved, one: Checkpoint) -> bool:
+        """Copy a checkpoint into the index; return whether the index is no longer empty."""
+        record = next(iter(self.store.read(one.seq - 1, limit=1)), None)
+        if record is None or record.chain != one.chain:
+            shelved.shelf.bad_checkpoint(one)  # the journal went another way
+            return False
+        with unpacked(shelved, one) as source:
+            if source is None:
+                return False
+            with self._connection() as conn:
+                if not read_head(Sql(conn, "sqlite"))[0]:  # else: another process was quicker
+                    source.backup(conn)
+        return True
+
+    def _tidy(self) -> None:
+        """At every thousandth entry derive what helps others to begin, in a thread: nobody waits for it.
+
+        The interpreter, and `close`, wait until it is done: scripts that end at once would else never do it.
+        """
+        shelved, seen = self._shelved, self._seen
+        if shelved is None or self._path is None or shelved.shelf.read_only or self._tidied < 0:
+            return
+        if seen // shelved.every <= self._tidied // shelved.every:
+            return
+        with self._lock:
+            if self._thread is not None and self._thread.is_alive():
+                return
+            self._tidied = seen
+            self._thread = threading.Thread(target=self._derive, args=(shelved, seen), name="modelhub-tidy")
+            with suppress(RuntimeError):  # the interpreter is shutting down
+                self._thread.start()
+                return
+            self._thread = None
+
+    def _derive(self, shelved: Shelved, seen: int) -> None:
+        try:
+            shelved.shelf.publish(seen // shelved.every * shelved.every, self._snapshot)
+            shelved.tidy(seen)
+        except Exception:
+            log.debug("Nothing could be derived from the journal for others.", exc_info=True)
+
+    def _snapshot(self) -> tuple[Checkpoint, IO[bytes]] | None:
+        """Return the index as it is now, in a file that is gone when it is closed."""
+        if self._path is None:
+            return None
+        self._catch_up(check=False)
+        folder = self._path.parent
+        disk.sweep(os.fspath(folder))
+        name = os.fspath(folder / disk.temporary("checkpoint"))
+        file = None
+        try:
+            with self._connection() as conn:
+                conn.execute("VACUUM INTO ?", (name,))  # without the free pages, where more may stand
+            with closing(sqlite3.connect(name, isolation_level=None)) as copy:
+                head = read_head(Sql(copy, "sqlite"))
+            file = open(name, "rb")  # noqa: SIM115  # handed on
+        finally:
+            if os.name != "nt" or file is None:
+                disk.remove(name)
+        return Checkpoint(head[0], schema.SCHEMA, head[1]), file
 
     # --- the ledger ----------------------------------------------------------------------------
 
@@ -270,8 +359,11 @@ class PrivateLedger:
                     "COMMIT" if moved else "ROLLBACK"
                 )  # where it moved meanwhile, the next reader catches up
             self._checked = was and bool(moved)
+            if moved:
+                self._seen = max(self._seen, record.seq)
         except sqlite3.Error:
             self._discard()  # the entry is stored, and that is what counts
+        self._tidy()
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -301,17 +393,59 @@ class PrivateLedger:
             wipe(conn)
 
     def rebuild(self) -> None:
-        """Drop the index and fold it again."""
+        """Drop the index and fold it again, from the entries alone."""
         self._discard()
+        self._begun = True
         self._catch_up(check=True)
 
     def close(self) -> None:
-        """Close the index and the store."""
+        """Close the index and the store, when what is being derived for others is done."""
+        if self._thread is not None and self._pid == os.getpid():
+            self._thread.join()
         if self._pool is not None:
             self._pool.close()
         if self._memory is not None and self._pid == os.getpid():
             self._memory.close()
         self.store.close()
+
+
+@contextmanager
+def unpacked(shelved: Shelved, one: Checkpoint) -> Iterator[sqlite3.Connection | None]:
+    """Lend a checkpoint as a database, None when it is damaged; then it is deleted.
+
+    It must have our tables and nothing else (a trigger would be code), and the head that its name says.
+    """
+    folder = tempfile.mkdtemp(prefix="modelhub-")
+    try:
+        name = os.path.join(folder, "checkpoint")
+        with open(name, "xb") as file:
+            file.writelines(shelved.shelf.checkpoint(one))
+        with closing(sqlite3.connect(name, isolation_level=None)) as conn:
+            try:
+                conn.execute("PRAGMA trusted_schema = OFF")
+                sound = _tables(conn) == _own_tables() and read_head(Sql(conn, "sqlite")) == (
+                    one.seq,
+                    one.chain,
+                )
+            except sqlite3.Error:
+                sound = False
+            if not sound:
+                shelved.shelf.bad_checkpoint(one)
+            yield conn if sound else None
+    finally:
+        disk.remove_tree(folder)
+
+
+def _tables(conn: sqlite3.Connection) -> list[tuple[Any, ...]]:
+    return conn.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name").fetchall()
+
+
+@functools.cache
+def _own_tables() -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as conn:
+        for statement in schema.ddl("sqlite"):
+            conn.execute(statement)
+        return _tables(conn)
 
 
 def _locked(error: Exception) -> bool:
