@@ -140,7 +140,12 @@ def test_data_and_runs_of_a_golden_journal_mean_what_they_meant() -> None:
     assert [(one.uri, one.name, one.changed) for one in run.inputs] == [
         ("dataset://clicks/v1", "data", False),
         ("file:local.csv", None, True),
+        ("s3://bucket/raw.csv", "raw", False),
     ]
+    assert run.inputs[2].tag == "etag:5eb63bbb"
+    assert runs.seen_at(view, ["s3://bucket/raw.csv", "s3://bucket/none"]) == {
+        "s3://bucket/raw.csv": ("sha256:" + "2" * 64, "run-2")
+    }
     edges = set(view.sql.all("SELECT source, target, label FROM @edge"))
     assert {
         ("dataset://clicks/v1", "dataset://clicks/v2", "based on"),

@@ -171,6 +171,7 @@ def a_run(reg: hub.Registry) -> None:
                 inputs=(
                     RunInput("dataset://clicks/v1", "data", files),
                     RunInput("file:local.csv", None, files, changed=True, seen=True),
+                    RunInput("s3://bucket/raw.csv", "raw", files, tag="etag:5eb63bbb"),
                 ),
                 files=(File("roc.txt", 5, "sha256:" + "3" * 64),), script="sha256:" + "4" * 64, unseen=("cv2",),
                 tags=("late",), alerts=(Frozen({"message": "a line of 10 MB", "file": "stdout"}),),

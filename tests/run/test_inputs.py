@@ -45,7 +45,7 @@ def lay(reg: Registry, tmp_path: Path) -> Lay:
 
     def laid(*uris: str, **options: Any) -> list[str]:
         into = tmp_path / f"in{next(count)}"
-        inputs.lay_out(reg, [InputSpec("x", uris, **options)], into, {}, tmp_path / "work")
+        inputs.lay_out(reg, [InputSpec("x", uris, **options)], into, {})
         return sorted(path.relative_to(into / "x").as_posix() for path in into.rglob("*") if path.is_file())
 
     return laid
@@ -145,7 +145,7 @@ def test_a_store_s_files(lay: Lay, reg: Registry, tmp_path: Path) -> None:
         assert lay("memory://shop/d/**") == ["a.csv", "b.csv", "c.txt"]
         for into in ("one", "two"):
             (placed,) = inputs.lay_out(
-                reg, [InputSpec("x", ("memory://shop/d/deep/*",), keep="suffix")], tmp_path / into, {}, tmp_path / "w"
+                reg, [InputSpec("x", ("memory://shop/d/deep/*",), keep="suffix")], tmp_path / into, {}
             )  # fmt: skip
         assert [(file.name, file.size, file.digest) for file in placed.files] == [
             ("b.csv", 2, "sha256:" + hashlib.sha256(b"22").hexdigest()),
@@ -159,15 +159,15 @@ def test_nothing_stays_when_a_later_input_cannot_be_placed(reg: Registry, data: 
     """Folders that had appeared go again; what was there before stays, also that of an earlier call."""
     into = tmp_path / "in"
     wanted = [InputSpec(name, (str(data / "a.csv"),)) for name in ("kept", "new", "full")]
-    inputs.lay_out(reg, wanted[:1], into, {}, tmp_path / "w")
+    inputs.lay_out(reg, wanted[:1], into, {})
     (into / "full").mkdir()
     (into / "full" / "mine").write_text("mine")
     with pytest.raises(Conflict, match="mine"):
-        inputs.lay_out(reg, wanted, into, {}, tmp_path / "w")
+        inputs.lay_out(reg, wanted, into, {})
     assert sorted(path.name for path in into.iterdir()) == ["full", "kept"]
     fresh = tmp_path / "fresh"
     with pytest.raises(ModelHubError):
-        inputs.lay_out(reg, [wanted[1], InputSpec("bad", ("s3://",))], fresh, {}, tmp_path / "w")
+        inputs.lay_out(reg, [wanted[1], InputSpec("bad", ("s3://",))], fresh, {})
     assert not fresh.exists()
 
 
@@ -276,11 +276,8 @@ def test_specs_are_checked(reg: Registry, tmp_path: Path, data: Path) -> None:
 def test_no_name_leads_out(reg: Registry, tmp_path: Path, data: Path, name: str) -> None:
     """Whoever lays out: the name of an input is no path, and nothing is fetched before that is known."""
     with pytest.raises(InvalidName, match="not the name of an input"):
-        inputs.lay_out(
-            reg, [InputSpec(name, (str(data / "a.csv"),))], tmp_path / "in" / "deep", {}, tmp_path / "w"
-        )
+        inputs.lay_out(reg, [InputSpec(name, (str(data / "a.csv"),))], tmp_path / "in" / "deep", {})
     assert not (tmp_path / "in").exists()
-    assert not (tmp_path / "w").exists()
 
 
 def test_a_file_and_a_folder_of_one_name(reg: Registry, tmp_path: Path, data: Path) -> None:
@@ -305,7 +302,7 @@ def test_secrets_in_messages(reg: Registry, tmp_path: Path) -> None:
         "https://me:hunter2@127.0.0.1:9/x", "s3://me:hunter2@b/x\0", "https://me:hunter2@127.0.0.1:9/",
     ):  # fmt: skip
         with pytest.raises(ModelHubError, match="x") as caught:
-            inputs.lay_out(reg, [InputSpec("x", (uri,))], tmp_path / "in", {}, tmp_path / "w")
+            inputs.lay_out(reg, [InputSpec("x", (uri,))], tmp_path / "in", {})
         assert "hunter2" not in str(caught.value) + repr(caught.value)
 
 
@@ -342,7 +339,7 @@ def test_a_nul_from_a_parameter(reg: Registry, tmp_path: Path) -> None:
     """It is refused before the disk or a store is asked."""
     for uri in ("{parameter:p}", "file:///{parameter:p}", "memory://{parameter:p}/*"):
         with pytest.raises(InvalidURI, match="holds a NUL"):
-            inputs.lay_out(reg, [InputSpec("x", (uri,))], tmp_path / "in", {"p": "a\0b"}, tmp_path / "w")
+            inputs.lay_out(reg, [InputSpec("x", (uri,))], tmp_path / "in", {"p": "a\0b"})
 
 
 @pytest.mark.parametrize("path", ["a%00b.csv", "%2e%2e", "x/%2e"])

@@ -39,7 +39,7 @@ def full(reg: Registry) -> Registry:
 
 def lay(reg: Registry, into: Path, *wanted: InputSpec, **params: Any) -> Any:
     """Lay out inputs, and return them by name."""
-    placed = inputs.lay_out(reg, wanted, into, params, into.parent / "work")
+    placed = inputs.lay_out(reg, wanted, into, params)
     return {one.name: one for one in placed}
 
 

@@ -12,6 +12,7 @@ Layout, under the cache's folder::
     v1/locks/<64 hex>           held while one process fetches, so that others need not
     v1/bad/…                    entries whose bytes were wrong, removed at the next clean-up
     v1/records/…                notes of what was placed where
+    v1/urls/<64 hex>            what was last seen behind a URL
 
 Nothing depends on the locks: every writer has a file of its own, checks its digest, and renames it.
 """
@@ -27,7 +28,7 @@ import re
 import stat
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from attrs import frozen
@@ -52,6 +53,7 @@ _HEX = re.compile(r"[0-9a-f]{62}")
 _STALLED = 30.0  # seconds without progress of another process after which we fetch as well
 _RESUMED = 16 << 20  # bytes from which on an interrupted transfer is worth going on with
 _ABANDONED = 24 * 3600.0  # seconds after which nobody will
+_FORGOTTEN = 90 * 24 * 3600.0  # seconds after which a note about a URL goes
 _SEEN = 3600.0  # a use is noted when the last note of one is older than this
 
 log = logging.getLogger("modelhub_sdk")
@@ -214,6 +216,10 @@ class Cache:
         """Where `place.into` may keep its records."""
         return Path(self._v1, "records")
 
+    def url_note(self, key: str) -> Path:
+        """Return where the note about a URL may be kept, by the digest of its name."""
+        return Path((self._above or self)._v1, "urls", key)
+
     def keep(self, path: str | os.PathLike[str], data: bytes) -> None:
         """Write a small note of the cache's users, whole or not at all; *path* lies in its folder.
 
@@ -335,15 +341,75 @@ class Cache:
                 self.prune(limit, unfinished=False)
         return there | {file.digest: path for file, path in zip(missing, paths, strict=True)}
 
+    def take(
+        self, opener: Callable[[], disk.Reader], size: int | None, *, progress: Progress | None = None
+    ) -> tuple[str, int, Path]:
+        """Store the bytes of what *opener* opens, whatever they are; return their digest, size and place.
+
+        *size* is what is expected, where that is known. Raises what the reader raises, and:
+
+        Raises:
+            StoreUnavailable: the cache's disk failed.
+        """
+        if self._above is not None:
+            return self._above.take(opener, size, progress=progress)
+        temporary = os.path.join(self._v1, "tmp", disk.temporary("url"))
+        try:
+            with self._writing():
+                disk.make_dirs(os.path.dirname(temporary), 0o700)
+                fd = disk.create(temporary, 0o600)
+        except StoreUnavailable as error:
+            return self._overlay(error).take(opener, size, progress=progress)
+        limit = bound()
+        try:
+            try:
+                reader = opener()
+                try:
+                    digest, got = disk.copy(
+                        reader, fd, size=size, progress=progress, where=self.path, flush=True
+                    )
+                finally:
+                    reader.close()
+                facts = self._sealed(fd)
+            finally:
+                os.close(fd)
+            path = self.get(digest, got) or self._published(temporary, digest, facts)
+        finally:
+            disk.remove(temporary)
+        if limit is not None:
+            with contextlib.suppress(ModelHubError), self.lease([File("", got, digest)]):
+                self.prune(limit, unfinished=False)
+        return digest, got, path
+
+    def _sealed(self, fd: int) -> tuple[int, int, int]:
+        """Make what was written durable and read-only; return its facts."""
+        with self._writing():
+            if hasattr(os, "fchmod"):
+                os.fchmod(fd, 0o444)
+            os.fsync(fd)
+            return _facts(os.fstat(fd))
+
+    def _published(self, temporary: str, digest: str, facts: tuple[int, int, int]) -> Path:
+        """Make a closed file, whose bytes are right, the blob of its digest; return where it is."""
+        final = self._blob(digest)
+        with self._writing():
+            disk.make_dirs(os.path.dirname(final), 0o700)
+            self._write_note(final, facts)
+            if os.path.isdir(final) and not os.path.islink(final):
+                self._condemn(final, digest)
+            os.replace(temporary, final)
+            disk.fsync_dir(os.path.dirname(final))
+        self._verified[digest] = facts
+        self._fetched += 1
+        return Path(final)
+
     def _admit(self, file: File, store: BlobStore, progress: Progress | None) -> Path:
-        final = self._blob(file.digest)
         large = file.size >= _RESUMED
         folder = os.path.join(self._v1, "partial" if large else "tmp")
         temporary = os.path.join(folder, disk.temporary(file.digest[7:]))
         with self._writing():
             disk.make_dirs(os.path.join(self._v1, "tmp"), 0o700)
             disk.make_dirs(folder, 0o700)
-            disk.make_dirs(os.path.dirname(final), 0o700)
             if not self._swept or time.monotonic() - self._swept > 60:
                 self.sweep()
                 self._swept = time.monotonic()
@@ -353,19 +419,10 @@ class Cache:
         try:
             try:
                 self._transfer(file, store, fd, progress)
-                with self._writing():
-                    if hasattr(os, "fchmod"):
-                        os.fchmod(fd, 0o444)
-                    os.fsync(fd)
-                    facts = _facts(os.fstat(fd))
+                facts = self._sealed(fd)
             finally:
                 os.close(fd)
-            with self._writing():
-                self._write_note(final, facts)
-                if os.path.isdir(final) and not os.path.islink(final):
-                    self._condemn(final, file.digest)
-                os.replace(temporary, final)
-                disk.fsync_dir(os.path.dirname(final))
+            path = self._published(temporary, file.digest, facts)
         except BaseException as error:
             full = getattr(error, "errno", None) in _FULL
             if (
@@ -380,9 +437,7 @@ class Cache:
             raise
         if large:
             self._sweep_partial(file.digest[7:] + ".")
-        self._verified[file.digest] = facts
-        self._fetched += 1
-        return Path(final)
+        return path
 
     def _adopted(self, file: File, temporary: str) -> int | None:
         """Return the open file of an interrupted transfer of *file*, ours from now on; None if there is none.
@@ -741,6 +796,11 @@ class Cache:
                         count += 1
                 finally:
                     os.close(fd)
+        for name in _names(os.path.join(self._v1, "urls")):
+            path = os.path.join(self._v1, "urls", name)
+            with contextlib.suppress(OSError):
+                if abs(time.time() - os.lstat(path).st_mtime) > _FORGOTTEN:
+                    os.unlink(path)
         for name in _names(os.path.join(self._v1, "whole")):
             if not os.path.lexists(os.path.join(self._v1, "folders", name)):
                 disk.remove(os.path.join(self._v1, "whole", name))

@@ -17,8 +17,10 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, TypeVar
+
+from attrs import frozen
 
 from modelhub_sdk.blobs import disk
 from modelhub_sdk.blobs.disk import FdReader, Progress, Reader
@@ -647,8 +649,32 @@ class _Ranged(io.RawIOBase):
 # --------------------------------------------------------------------------- URLs as sources
 
 
-def url_source(url: str, options: dict[str, Any]) -> tuple[Callable[[], Reader], int | None]:
-    """Return how to open *url* as a source, and its size in bytes where the server tells.
+@frozen
+class UrlState:
+    """What is behind a URL just now: how to open it, its size in bytes and its tag, where the store tells.
+
+    A tag changes when the bytes do: the version, generation or ETag of an object store.
+    """
+
+    open: Callable[[], Reader]
+    size: int | None
+    tag: str | None
+
+
+_TAGS = ("VersionId", "version_id", "generation", "ETag", "etag")
+
+
+def _tag(info: Mapping[str, Any]) -> str | None:
+    """Return the first thing in what a driver tells that names one state of an object."""
+    for name in _TAGS:
+        value = info.get(name)
+        if isinstance(value, (str, int)) and value not in ("", "null") and not isinstance(value, bool):
+            return f"{name.lower()}:{str(value).strip(chr(34))}"[:600]
+    return None
+
+
+def url_state(url: str, options: dict[str, Any]) -> UrlState:
+    """Return what is behind *url* just now.
 
     Raises:
         NotFound: there is nothing.
@@ -673,8 +699,8 @@ def url_source(url: str, options: dict[str, Any]) -> tuple[Callable[[], Reader],
     if size is None:
         from modelhub_sdk.blobs.sources import StreamReader
 
-        return (lambda: StreamReader(fs.open(path, "rb"), where)), None
-    return (lambda: _UrlReader(fs, path, int(size), where)), int(size)
+        return UrlState(lambda: StreamReader(fs.open(path, "rb"), where), None, _tag(info))
+    return UrlState(lambda: _UrlReader(fs, path, int(size), where), int(size), _tag(info))
 
 
 class _UrlReader(_Ranges):

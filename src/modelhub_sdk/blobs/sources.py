@@ -303,7 +303,7 @@ class _Collector:
         self._keep(Source(name, unraw(real), info.st_size, lambda: _FileReader(real, identity, name)))
 
     def _url(self, url: str, name: str | None) -> None:
-        from modelhub_sdk.blobs.remote import url_source
+        from modelhub_sdk.blobs.remote import url_state
         from modelhub_sdk.blobs.web import web_source
 
         path = check_path(
@@ -312,8 +312,8 @@ class _Collector:
         if url.startswith(("http://", "https://")):
             self._keep(Source(path, url.split("?")[0], None, web_source(url), repeatable=False))
             return
-        opener, size = url_source(url, self._options)
-        self._keep(Source(path, url.split("?")[0], size, opener))
+        state = url_state(url, self._options)
+        self._keep(Source(path, url.split("?")[0], state.size, state.open))
 
     def _keep(self, source: Source) -> None:
         self.found.append(source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import ipaddress
+import re
 import socket
 import urllib.error
 import urllib.parse
@@ -15,6 +16,7 @@ from modelhub_sdk.blobs.disk import Reader
 from modelhub_sdk.errors import Conflict, CredentialsRefused, NotAllowed, NotFound, StoreUnavailable, shown
 
 _TIMEOUT = 60.0  # seconds without any byte
+_STRONG = re.compile(r'"[\x21\x23-\x7e]{1,500}"')  # RFC 9110, 8.8.3, without the weak ones
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -53,20 +55,39 @@ def web_source(url: str) -> Callable[[], Reader]:
         NotAllowed: it is, or redirects to, a place that is not fetched from.
         NotFound, CredentialsRefused, StoreUnavailable: the server's answer.
     """
-    return lambda: _WebReader(url)
+    return lambda: WebReader(url)
 
 
-class _WebReader:
-    def __init__(self, url: str) -> None:
+def ask(url: str, tag: str | None) -> WebReader | None:
+    """Return a reader of *url*, or None when it is still what *tag*, a strong ETag, says. Raises as `web_source`."""
+    try:
+        return WebReader(url, tag)
+    except _NotModified:
+        return None
+
+
+class _NotModified(Exception):
+    pass
+
+
+class WebReader:
+    """A `Reader` of an answer. `size` is in bytes, None where it is not known; `tag` a strong ETag, if there is one."""
+
+    def __init__(self, url: str, tag: str | None = None) -> None:
         self._shown = url.split("?")[0].rpartition("@")[2]
         try:
             _check(url)
             opener = urllib.request.build_opener(_Redirects)
-            self._answer = opener.open(url, timeout=_TIMEOUT)
+            # Bytes as they are: a server that compresses on the way has other bytes and another tag.
+            headers = {"Accept-Encoding": "identity"} | ({"If-None-Match": tag} if tag else {})
+            request = urllib.request.Request(url, headers=headers)  # noqa: S310  # `_check` has looked
+            self._answer = opener.open(request, timeout=_TIMEOUT)
         except (OSError, http.client.HTTPException, ValueError) as exc:
             raise self._error(exc) from exc
         length = self._answer.headers.get("Content-Length")
-        self._size = int(length) if length and length.isdigit() else None
+        self.size = int(length) if length and length.isascii() and length.isdigit() else None
+        told = self._answer.headers.get("ETag", "").strip()
+        self.tag = told if _STRONG.fullmatch(told) else None
         self._got = 0
 
     def _error(self, exc: Exception) -> Exception:
@@ -75,6 +96,8 @@ class _WebReader:
         code = getattr(exc, "code", None)
         if isinstance(exc, urllib.error.HTTPError):
             exc.close()
+        if code == 304:
+            return _NotModified()
         if code in (401, 403):
             return CredentialsRefused(f"{shown(self._shown)} refused to answer ({code}).")
         if code in (404, 410):
@@ -88,6 +111,7 @@ class _WebReader:
         return StoreUnavailable(f"Cannot read from {shown(self._shown)}: {reason}.", hint="Try again.")
 
     def readinto(self, view: memoryview) -> int:
+        """Fill *view* from its start and return how many bytes came."""
         try:
             got = int(self._answer.readinto(view))
         except (OSError, http.client.HTTPException, ValueError) as exc:
@@ -96,10 +120,12 @@ class _WebReader:
         return got
 
     def finish(self) -> None:
-        if self._size is not None and self._got != self._size:
+        """Check that as many bytes came as were announced."""
+        if self.size is not None and self._got != self.size:
             raise Conflict(
-                f"{shown(self._shown)} gave {self._got} bytes instead of {self._size}.", hint="Try again."
+                f"{shown(self._shown)} gave {self._got} bytes instead of {self.size}.", hint="Try again."
             )
 
     def close(self) -> None:
+        """Close the connection."""
         self._answer.close()

@@ -55,6 +55,7 @@ class RunInput:
     `uri` is pinned; a plain file's is ``file:<path relative to its root>``. `files` are what was
     read, with digests. `name` is that of the input, None for a file that was seen being read.
     `changed` means that the bytes changed while the run was on, and the digests may be the later ones.
+    `tag` is what the store of a plain URL calls this state of it (ETag, version, generation).
     """
 
     uri: str
@@ -62,6 +63,7 @@ class RunInput:
     files: tuple[File, ...] = ()
     changed: bool = False
     seen: bool = False
+    tag: str | None = None
 
 
 @frozen

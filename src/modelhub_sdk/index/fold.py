@@ -6,6 +6,7 @@ A fold is total: every event that decodes folds, whatever a strange writer put i
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -51,6 +52,12 @@ _Place = tuple[str, int, str]
 
 REGISTRY = "@registry"
 """Under what is kept that holds of the registry itself, beside its settings."""
+
+
+def seen_at(url: str) -> str:
+    """Return under what is kept what was last seen behind a plain URL."""
+    return "@url:" + hashlib.sha256(url.encode()).hexdigest()
+
 
 GARBAGE = "@garbage"
 """Under what `BlobsCondemned` and its kin are kept: number 0 each digest, number 1 the last deletion."""
@@ -403,8 +410,11 @@ def _(event: ev.RunFinished, batch: Batch) -> None:
     for one in event.inputs:
         if one.uri.startswith(("model://", "dataset://", "datum://")):
             _edge(batch, one.uri, subject, one.name or "")
-        for file in one.files if one.uri.startswith("file:") else ():
+            continue
+        for file in one.files:
             _edge(batch, "file:" + file.digest, subject, one.name or file.path)
+            if "://" in one.uri:
+                batch.become(seen_at(one.uri), 0, "seen", f"{file.digest} {event.run_id}")
 
 
 @_fold.register

@@ -15,7 +15,7 @@ from modelhub_sdk.domain.lineage import RunInput, RunRecord, RunStatus
 from modelhub_sdk.domain.query import Order, Query
 from modelhub_sdk.domain.values import Frozen
 from modelhub_sdk.formats import codec
-from modelhub_sdk.index import data, search
+from modelhub_sdk.index import data, fold, search
 from modelhub_sdk.index.queries import View, all_values
 
 Document = Callable[[str], bytes]
@@ -149,6 +149,25 @@ def run(
         attempts=last[0],
         seq=changed,
     )
+
+
+def seen_at(view: View, urls: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return URL -> (digest of the bytes, id of the run) as a run has last recorded them."""
+    names = {fold.seen_at(url): url for url in urls}
+    found = {}
+    for start in range(0, len(names), 500):
+        chunk = list(names)[start : start + 500]
+        rows = view.sql.all(
+            f"SELECT model, value FROM @fact WHERE model IN ({', '.join('?' * len(chunk))}) AND number = 0"
+            " AND name = 'seen' AND since <= ? AND until > ?",
+            *chunk,
+            view.at,
+            view.at,
+        )
+        for name, value in rows:
+            digest, _, run_id = value.partition(" ")
+            found[names[name]] = digest, run_id
+    return found
 
 
 def series(view: View, run_id: str) -> list[str]:

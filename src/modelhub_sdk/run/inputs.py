@@ -8,6 +8,7 @@ and dataset versions keep their folders.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,13 +32,16 @@ from modelhub_sdk.errors import (
     NotFound,
     shown,
 )
-from modelhub_sdk.index import data
+from modelhub_sdk.index import data, runs
 from modelhub_sdk.run import masking
 
 if TYPE_CHECKING:
+    from modelhub_sdk.blobs.urls import Found
     from modelhub_sdk.registry import Registry
 
 Keep = Literal["none", "suffix", "full"]
+
+log = logging.getLogger("modelhub_sdk")
 
 OURS = ("model://", "dataset://", "datum://")
 _NAME = re.compile(r"[^/\\\0]{1,64}")
@@ -64,7 +68,8 @@ class InputFile:
 
     `name` is its path in the input's folder (until it is laid out, its whole path where it comes from),
     `path` where it stands on this disk (None: not downloaded), `source` its path in the version or on
-    the store. `uri` is pinned, without secrets.
+    the store. `uri` is pinned, without secrets. Of a plain URL `tag` is what its store calls this state of it
+    (ETag, version, generation), `before` the digest that this machine had seen behind it.
     """
 
     name: str
@@ -74,25 +79,35 @@ class InputFile:
     digest: str
     path: Path | None = None
     datum_id: str | None = None
+    tag: str | None = None
+    before: str | None = None
     metadata: tuple[Mapping[str, Any], ...] = ()
 
 
 @frozen
 class PlacedInput:
-    """An input on this disk; `uris` are pinned, `folder` is None when it has no files here."""
+    """An input on this disk; `uris` are pinned, `folder` is None when it has no files here.
+
+    `alerts` say of which plain URLs the bytes are others than those that were seen there before.
+    """
 
     name: str
     uris: tuple[str, ...]
     files: tuple[InputFile, ...]
     folder: Path | None = None
+    alerts: tuple[str, ...] = ()
 
     def run_inputs(self) -> list[RunInput]:
         """Return what a run records of it: one for each version, one for each plain URL."""
         found: dict[str, list[File]] = {uri: [] for uri in self.uris if uri.startswith(OURS)}
+        tags = {file.uri: file.tag for file in self.files}
         for file in self.files:
             home = next((uri for uri in found if file.uri == uri or file.uri.startswith(uri + "/")), file.uri)
             found.setdefault(home, []).append(File(file.source, file.size, file.digest))
-        return [RunInput(uri=uri, name=self.name, files=tuple(files)) for uri, files in found.items()]
+        return [
+            RunInput(uri=uri, name=self.name, files=tuple(files), tag=tags.get(uri))
+            for uri, files in found.items()
+        ]
 
 
 # --- what is asked for ------------------------------------------------------------------------------------
@@ -182,9 +197,9 @@ def substituted(uri: str, params: Mapping[str, Any]) -> str:
 
 
 def lay_out(
-    reg: Registry, wanted: Iterable[InputSpec], into: Path, params: Mapping[str, Any], work: Path
+    reg: Registry, wanted: Iterable[InputSpec], into: Path, params: Mapping[str, Any]
 ) -> tuple[PlacedInput, ...]:
-    """Bring all inputs into *into*, a folder for each; plain URLs are fetched into *work* first.
+    """Bring all inputs into *into*, a folder for each; what is fetched for that goes through the cache.
 
     Everything is fetched and verified before the first folder appears, and folders that appeared go again
     when a later one cannot be put in its place. The files are the caller's own, never links to ours. An
@@ -196,7 +211,9 @@ def lay_out(
     wanted = tuple(wanted)
     for spec in wanted:  # before any name becomes a part of a path
         _check_name(spec.name)
-    found = [_fetched(reg, spec, params, work) for spec in wanted]
+    found = [_fetched(reg, spec, params) for spec in wanted]
+    for alert in (alert for one in found for alert in one.alerts):
+        log.warning("%s", alert)
     new = [into / one.name for one in found if not os.path.lexists(into / one.name)]
     made = not into.exists()
     try:
@@ -211,21 +228,17 @@ def lay_out(
         raise
 
 
-def _fetched(reg: Registry, spec: InputSpec, params: Mapping[str, Any], work: Path) -> PlacedInput:
+def _fetched(reg: Registry, spec: InputSpec, params: Mapping[str, Any]) -> PlacedInput:
     if not spec.uris:
         if spec.optional:
             return PlacedInput(spec.name, (), ())
         raise NotFound(f"The input {shown(spec.name)} has no URI.", hint=f"Pass inputs={{{spec.name!r}: …}}.")
     uris: list[str] = []
     files: list[InputFile] = []
-    for number, template in enumerate(spec.uris):
+    for template in spec.uris:
         try:
             uri = substituted(template, params)
-            got = (
-                _of_registry(reg, uri)
-                if uri.startswith(OURS)
-                else _of_url(uri, work / spec.name / str(number))
-            )
+            got = _of_registry(reg, uri) if uri.startswith(OURS) else _of_url(reg, uri)
             files += [_laid(file, got, spec) for file in got.files]
         except ModelHubError as error:
             raise _named(error, spec.name) from None
@@ -248,7 +261,7 @@ def _fetched(reg: Registry, spec: InputSpec, params: Mapping[str, Any], work: Pa
     chosen = tuple(by_name.values())
     if not spec.download:
         chosen = tuple(evolve(file, path=None) for file in chosen)
-    return PlacedInput(spec.name, tuple(dict.fromkeys(uris)), chosen)
+    return PlacedInput(spec.name, tuple(dict.fromkeys(uris)), chosen, alerts=_changed(reg, files))
 
 
 def _forced(spec: InputSpec) -> str:
@@ -352,7 +365,7 @@ def _path_of(found: Resolved, inner: str | None, path: str) -> Path | None:
 # --- from anywhere else ---------------------------------------------------------------------------------------
 
 
-def _of_url(uri: str, work: Path) -> _Got:
+def _of_url(reg: Registry, uri: str) -> _Got:
     uri = re.sub(r"\*\*(?=[^/*])", "**/*", uri)  # Valohai's **.csv is recursive; elsewhere ** stands alone
     if "\0" in uri:  # a parameter may have brought it
         raise InvalidURI(f"{shown(masking.url(uri), 200)} holds a NUL.")
@@ -366,7 +379,7 @@ def _of_url(uri: str, work: Path) -> _Got:
                 hint="Write file:///path, with three slashes.",
             )
         return _of_disk("/" + unquote(path))  # whole: ? is a wildcard here, and # a letter
-    return _of_web(uri, work) if uri.startswith(("http://", "https://")) else _of_store(uri, work)
+    return _of_web(reg, uri) if uri.startswith(("http://", "https://")) else _of_store(reg, uri)
 
 
 def _of_disk(path: str) -> _Got:
@@ -419,8 +432,8 @@ def _shown_path(path: str) -> str:
     return Path(os.path.relpath(path)).as_posix() if _is_below(path) else Path(path).name
 
 
-def _of_web(uri: str, work: Path) -> _Got:
-    from modelhub_sdk.blobs.web import web_source
+def _of_web(reg: Registry, uri: str) -> _Got:
+    from modelhub_sdk.blobs import urls
 
     told = masking.url(uri)
     try:
@@ -429,13 +442,25 @@ def _of_web(uri: str, work: Path) -> _Got:
         raise InvalidURI(f"{shown(told, 300)} is no URL.", hint="Look at the brackets of its host.") from None
     if not path.rpartition("/")[2]:
         raise InvalidURI(f"{shown(told, 300)} names no file.", hint="Write the whole URL of a file.")
-    digest, size = _downloaded(web_source(uri), None, work)
+    if "*" in path:
+        raise InvalidURI(
+            f"{shown(told, 300)} has a wildcard, and a web server does not tell what fits one.",
+            hint="Name the files one by one.",
+        )
+    found = urls.from_web(reg._core.cache(), uri, told)
     name = path.lstrip("/")
-    return _Got([told], [InputFile(name, name, told, size, digest, work)], name.rpartition("/")[0])
+    return _Got([told], [_from_url(name, told, found)], name.rpartition("/")[0])
 
 
-def _of_store(uri: str, work: Path) -> _Got:
-    from modelhub_sdk.blobs import remote
+def _from_url(name: str, told: str, found: Found) -> InputFile:
+    return InputFile(
+        name, name, told, found.size, found.digest, found.path, tag=found.tag, before=found.before
+    )
+
+
+def _of_store(reg: Registry, uri: str) -> _Got:
+    from modelhub_sdk.blobs import remote, urls
+    from modelhub_sdk.blobs.parallel import each
 
     told = masking.url(uri)
     url, options, account = _driver(uri)
@@ -448,13 +473,14 @@ def _of_store(uri: str, work: Path) -> _Got:
             raise NotFound(
                 f"Nothing fits {shown(told, 300)}.", hint="Look at the wildcard, and at your rights."
             )
-    files = []
-    for number, key in enumerate(keys):
-        opener, length = remote.url_source(fs.unstrip_protocol(key), options)
-        target = work / str(number)
-        digest, size = _downloaded(opener, length, target)
+    cache = reg._core.cache()
+
+    def fetched(key: str, step: Any) -> InputFile:
         pinned = masking.url(f"azure://{account}/{key}" if account else fs.unstrip_protocol(key))
-        files.append(InputFile(_in_store(key), _in_store(key), pinned, size, digest, target))
+        found = urls.from_store(cache, fs.unstrip_protocol(key), options, pinned, step)
+        return _from_url(_in_store(key), pinned, found)
+
+    files = list(each(fetched, keys, None))
     root = _in_store(path.partition("*")[0].rpartition("/")[0] + "/")
     return _Got([file.uri for file in files], files, root)
 
@@ -472,20 +498,23 @@ def _driver(uri: str) -> tuple[str, dict[str, Any], str]:
     return f"abfs://{rest}", {"account_name": account}, account
 
 
-def _downloaded(opener: Callable[[], disk.Reader], size: int | None, target: Path) -> tuple[str, int]:
-    """Write what *opener* opens to *target*; return the digest and size of what came."""
-    with disk.translated("write", target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)
-        fd = disk.create(str(target), 0o600)
-    try:
-        reader = opener()
-        try:
-            return disk.copy(reader, fd, size=size, where=target)
-        finally:
-            reader.close()
-    finally:
-        os.close(fd)
+def _changed(reg: Registry, files: Sequence[InputFile]) -> tuple[str, ...]:
+    """Return a sentence for each plain URL whose bytes are not those that were last seen there.
+
+    By a run of this registry; where there is none, by this machine.
+    """
+    plain = {file.uri: file for file in files if "://" in file.uri and not file.uri.startswith(OURS)}
+    with reg._core.view() as view:
+        seen = runs.seen_at(view, list(plain))
+    alerts = []
+    for uri, file in plain.items():
+        digest, by = seen.get(uri, (file.before, ""))
+        if digest not in (None, file.digest):
+            who = f"the run {by}" if by else "this machine before"
+            alerts.append(
+                f"The bytes behind {shown(uri, 300)} have changed: {who} had {digest}, now it is {file.digest}."
+            )
+    return tuple(alerts)
 
 
 def checksums(file: InputFile) -> dict[str, str]:

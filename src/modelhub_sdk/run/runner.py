@@ -109,10 +109,11 @@ def _entry(plan: StepPlan) -> tuple[str | None, str | None]:
 
 def _prepared(run: Run, plan: StepPlan, work: Path) -> None:
     """Lay out the inputs: before the run is recorded, so that one that cannot be had stops it."""
-    placed = inputs.lay_out(run.registry, plan.inputs, work / "inputs", plan.params, work / "fetched")
+    placed = inputs.lay_out(run.registry, plan.inputs, work / "inputs", plan.params)
     for one in placed:
         for found in one.run_inputs():
             run.note_input(found)
+        run.note_alerts(one.alerts)
     run.placed = placed
 
 

@@ -304,6 +304,10 @@ class Run:
         """Take note of an input that was brought here by other means than `input`."""
         self._inputs[found.uri, found.name] = found
 
+    def note_alerts(self, alerts: Iterable[str]) -> None:
+        """Record what a person should know."""
+        self._alerts += [Alert(text) for text in alerts]
+
     def resolved(self, found: Resolved, asked: str) -> None:
         """Take note of what was resolved while this run was on."""
         version = found.version
@@ -329,11 +333,10 @@ class Run:
         if not isinstance(uri, (list, tuple)) and _is_ours(uri):
             return Path(self._registry.resolve(uri).path)
         wanted = laying.specs({name: uri})
-        placed = laying.lay_out(
-            self._registry, wanted, self._folder / "inputs", self.params, self._folder / "fetched"
-        )
+        placed = laying.lay_out(self._registry, wanted, self._folder / "inputs", self.params)
         for found in placed[0].run_inputs():
             self._inputs[found.uri, name] = found
+        self.note_alerts(placed[0].alerts)
         local = Path(uri) if isinstance(uri, (str, os.PathLike)) else None
         if local is not None and local.exists():
             return local

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,11 +131,4 @@ def _folder(into: object) -> Path:
 def _laid_out(
     reg: Registry, wanted: tuple[inputs.InputSpec, ...], folder: Path, params: Mapping[str, Any]
 ) -> Mapping[str, inputs.PlacedInput]:
-    place = Path(reg._core.cache().path) / "runs"
-    place.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=place))
-    try:
-        placed = inputs.lay_out(reg, wanted, folder, params, work)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return Frozen({one.name: one for one in placed})
+    return Frozen({one.name: one for one in inputs.lay_out(reg, wanted, folder, params)})

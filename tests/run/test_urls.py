@@ -1,0 +1,292 @@
+"""Plain URLs as inputs: fetched once, again when their store says so, and flagged when their bytes changed."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import http.server
+import json
+import logging
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import modelhub_sdk as hub
+from modelhub_sdk import Registry
+from modelhub_sdk.blobs import remote
+from modelhub_sdk.errors import Conflict, InvalidURI, ModelHubError, NotFound, StoreUnavailable
+from modelhub_sdk.run.inputs import InputSpec
+
+
+class Web:
+    """A web server of a few files: what it says of them, and what it was asked."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.headers: dict[str, str] = {}
+        self.etags = True
+        self.asked: Counter[str] = Counter()
+        self.short = 0
+        web = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                path = self.path.partition("?")[0]
+                data = web.files.get(path)
+                if data is None:
+                    self.send_error(404)
+                    return
+                tag = f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"'
+                if web.etags and self.headers.get("If-None-Match") == tag:
+                    web.asked["304"] += 1
+                    self.send_response(304)
+                    self.end_headers()
+                    return
+                web.asked["200"] += 1
+                self.send_response(200)
+                if web.etags:
+                    self.send_header("ETag", tag)
+                self.send_header("Content-Length", str(len(data)))
+                for name, value in web.headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(data[: len(data) - web.short])
+                self.close_connection = True
+
+            def log_message(self, *_: Any) -> None: ...
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    found = Web()
+    yield found
+    found.server.shutdown()
+    found.server.server_close()
+
+
+@pytest.fixture
+def reg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+    monkeypatch.chdir(tmp_path)
+    with hub.open("sqlite:///r.db", cache_dir=tmp_path / "cache") as found:
+        yield found
+
+
+def had(reg: Registry, url: str, into: str = "in", **options: Any) -> list[bytes]:
+    """Return the bytes of an input."""
+    placed = reg.resolve_inputs({"x": InputSpec("x", (url,), **options)}, into)["x"]
+    return [file.path.read_bytes() for file in placed.files if file.path is not None]
+
+
+def test_the_web_is_asked_whether_it_changed(reg: Registry, web: Web) -> None:
+    """A file with a strong ETag is transferred once; when it has another one, again."""
+    web.files["/a.csv"] = b"one"
+    assert had(reg, web.url + "/a.csv") == [b"one"]
+    assert had(reg, web.url + "/a.csv", "other") == [b"one"]
+    assert web.asked == {"200": 1, "304": 1}
+    web.files["/a.csv"] = b"two"
+    assert had(reg, web.url + "/a.csv", "third") == [b"two"]
+    assert web.asked == {"200": 2, "304": 1}
+
+
+@pytest.mark.parametrize("tag", [None, 'W/"weak"', "none at all", '"a" "b"', ""])
+def test_what_says_nothing_reliable_is_fetched(reg: Registry, web: Web, tag: str | None) -> None:
+    """Without a strong ETag the bytes are fetched each time: the same second, or a weak tag, is no promise."""
+    web.etags = False
+    web.headers = {"Last-Modified": "Mon, 01 Jun 2026 10:00:00 GMT"} | ({} if tag is None else {"ETag": tag})
+    web.files["/a.csv"] = b"one"
+    assert had(reg, web.url + "/a.csv") == [b"one"]
+    web.files["/a.csv"] = b"two"
+    assert had(reg, web.url + "/a.csv", "other") == [b"two"]
+
+
+def test_a_cache_that_lost_the_bytes(reg: Registry, web: Web, tmp_path: Path) -> None:
+    """A tag saves a transfer only when the bytes are still here, and right."""
+    web.files["/a.csv"] = b"one"
+    had(reg, web.url + "/a.csv")
+    digest = hashlib.sha256(b"one").hexdigest()
+    blob = tmp_path / "cache" / "v1" / "blobs" / digest[:2] / digest[2:]
+    blob.chmod(0o644)
+    blob.write_bytes(b"bad")
+    assert had(reg, web.url + "/a.csv", "second") == [b"one"]
+    hub.cache.clear()
+    (note,) = (tmp_path / "cache" / "v1" / "urls").iterdir()
+    for rubbish in (b"", b"[]", b"{", json.dumps({"tag": "x", "digest": "../../x", "size": 3}).encode()):
+        note.unlink()
+        note.write_bytes(rubbish)
+        assert had(reg, web.url + "/a.csv", f"after-{rubbish!r}"[:12].replace("/", "")) == [b"one"]
+
+
+def test_a_cut_answer_leaves_nothing(reg: Registry, web: Web, tmp_path: Path) -> None:
+    """An answer that is too short is an error; neither the folder nor the cache has it, and the next try works."""
+    web.files["/a.csv"] = b"x" * 100_000
+    web.short = 10
+    with pytest.raises((Conflict, StoreUnavailable), match="input 'x' cannot be had"):
+        had(reg, web.url + "/a.csv")
+    assert not (tmp_path / "in").exists()
+    assert not [name for _, _, names in os.walk(tmp_path / "cache" / "v1") for name in names]
+    web.short = 0
+    assert had(reg, web.url + "/a.csv") == [b"x" * 100_000]
+
+
+def test_compressed_on_the_store(reg: Registry, web: Web) -> None:
+    """A file that a server calls gzip-encoded is taken as it is stored, as other tools do."""
+    web.files["/a.csv.gz"] = gzip.compress(b"1,2,3")
+    web.headers["Content-Encoding"] = "gzip"
+    assert [gzip.decompress(data) for data in had(reg, web.url + "/a.csv.gz")] == [b"1,2,3"]
+
+
+def test_no_wildcards_on_the_web(reg: Registry, web: Web) -> None:
+    """A web server does not tell what fits a wildcard: the message says so."""
+    with pytest.raises(InvalidURI, match="wildcard"):
+        had(reg, web.url + "/*.csv")
+
+
+def test_secrets_stay_out_of_notes_and_records(reg: Registry, web: Web, tmp_path: Path) -> None:
+    """A signature in a URL is in no note of the cache, no record and no alert; another signature is the same file."""
+    web.files["/a.csv"] = b"one"
+    for secret in ("hunter2", "swordfish"):
+        with reg.start_run("train", inputs={"x": f"{web.url}/a.csv?X-Amz-Signature={secret}"}) as run:
+            pass
+    assert web.asked == {"200": 1, "304": 1}
+    (one,) = reg.run(run.id).inputs
+    assert one.uri.startswith(web.url + "/a.csv")
+    for _, _, names in os.walk(tmp_path):
+        assert not [name for name in names if "hunter2" in name]
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert b"hunter2" not in path.read_bytes()
+
+
+def test_a_change_is_flagged(reg: Registry, web: Web, caplog: pytest.LogCaptureFixture) -> None:
+    """A run that finds other bytes than the run before says so, in its record and in the log, with both digests."""
+    web.files["/a.csv"] = b"one"
+    url = web.url + "/a.csv"
+    with reg.start_run("first", inputs={"x": url}) as first:
+        pass
+    with reg.start_run("same", inputs={"x": url}) as same:
+        pass
+    web.files["/a.csv"] = b"two"
+    with caplog.at_level(logging.WARNING), reg.start_run("other", inputs={"x": url}) as other:
+        pass
+    (had_before,), (has_now,) = reg.run(first.id).inputs, reg.run(other.id).inputs
+    assert had_before.tag and has_now.tag and had_before.tag != has_now.tag
+    assert [file.digest for file in has_now.files] == ["sha256:" + hashlib.sha256(b"two").hexdigest()]
+    assert not reg.run(same.id).alerts
+    (alert,) = reg.run(other.id).alerts
+    for part in (url, had_before.files[0].digest, has_now.files[0].digest, same.id):
+        assert part in alert.message
+    assert alert.message in caplog.text
+    assert {node.id for node in reg.upstream(other.id if ":" in other.id else f"run:{other.id}").nodes} & {
+        f"file:{has_now.files[0].digest}"
+    }
+
+
+def test_this_machine_remembers_without_a_run(
+    reg: Registry, web: Web, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where no run has recorded the URL, what this machine has seen is compared."""
+    web.files["/a.csv"] = b"one"
+    had(reg, web.url + "/a.csv")
+    web.files["/a.csv"] = b"two"
+    had(reg, web.url + "/a.csv", "again")
+    assert "have changed: this machine before" in caplog.text
+
+
+def test_another_machine_is_compared_too(reg: Registry, web: Web, tmp_path: Path) -> None:
+    """What a run elsewhere has read is in the registry: a machine that sees the URL for the first time flags it."""
+    web.files["/a.csv"] = b"one"
+    with reg.start_run("here", inputs={"x": web.url + "/a.csv"}):
+        pass
+    web.files["/a.csv"] = b"two"
+    with (
+        hub.open("sqlite:///r.db", cache_dir=tmp_path / "elsewhere") as there,
+        there.start_run("there", inputs={"x": web.url + "/a.csv"}) as run,
+    ):
+        pass
+    assert len(reg.run(run.id).alerts) == 1
+
+
+# --- object stores -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Counts the transfers from object stores."""
+    calls: Counter[str] = Counter()
+    original = remote._UrlReader.__init__
+
+    def init(self: Any, *args: Any) -> None:
+        calls["get"] += 1
+        original(self, *args)
+
+    monkeypatch.setattr(remote._UrlReader, "__init__", init)
+    return calls
+
+
+def test_s3(reg: Registry, s3_bucket: Any, counted: Counter[str]) -> None:
+    """Objects are fetched once each, wildcards several at a time, under sorted names; a new object is fetched anew."""
+    s3_bucket.put("d/a.csv", b"1")
+    s3_bucket.put("d/b.csv", b"22")
+    s3_bucket.put("d/c.txt", b"333")
+    url = f"{s3_bucket.url}/d/*.csv"
+    assert had(reg, url) == [b"1", b"22"]
+    assert had(reg, url, "again") == [b"1", b"22"]
+    assert counted["get"] == 2
+    s3_bucket.put("d/b.csv", b"2x")
+    with reg.start_run("train", inputs={"x": url}) as run:
+        pass
+    assert counted["get"] == 3
+    assert [one.uri.rpartition("/")[2] for one in reg.run(run.id).inputs] == ["a.csv", "b.csv"]
+    assert all(one.tag and one.tag.startswith("etag:") for one in reg.run(run.id).inputs)
+    with pytest.raises(NotFound, match="Nothing fits"):
+        had(reg, f"{s3_bucket.url}/d/*.parquet", "none")
+
+
+def test_an_object_that_changes_while_it_is_read(
+    reg: Registry, s3_bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read again when its writer was quicker; when that goes on, the error says so and nothing is there."""
+    changes = [b"second"]
+    s3_bucket.put("d/a.csv", b"first!")
+    original = remote._UrlReader.finish
+
+    def finish(self: Any) -> None:
+        original(self)
+        if changes:
+            s3_bucket.put("d/a.csv", changes.pop(0))
+
+    monkeypatch.setattr(remote._UrlReader, "finish", finish)
+    assert had(reg, f"{s3_bucket.url}/d/a.csv") == [b"second"]
+    changes += [b"third!", b"fourth"]
+    s3_bucket.put("d/a.csv", b"zeroth")
+    with pytest.raises(Conflict, match="changed while it was read"):
+        had(reg, f"{s3_bucket.url}/d/a.csv", "never")
+    assert not Path("never").exists()
+
+
+def test_threads_and_processes_share(reg: Registry, web: Web) -> None:
+    """Many at once on one URL all get whole bytes, whoever writes the note last."""
+    web.files["/a.csv"] = os.urandom(300_000)
+    errors: list[ModelHubError] = []
+
+    def once(n: int) -> None:
+        try:
+            assert had(reg, web.url + "/a.csv", f"in{n}") == [web.files["/a.csv"]]
+        except ModelHubError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=once, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
