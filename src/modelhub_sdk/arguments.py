@@ -16,6 +16,7 @@ from typing import Any
 from attrs import evolve
 
 from modelhub_sdk.domain import events as ev
+from modelhub_sdk.domain import external as where
 from modelhub_sdk.domain import names, rules
 from modelhub_sdk.domain.entities import Alias, ModelVersion, Resolved
 from modelhub_sdk.domain.uri import Number, parse_ref, parse_uri
@@ -130,8 +131,13 @@ def settings_of(
         wanted["require"] = require or None
     if external is not None:
         prefixes = [names.check_text(one, "external", 1000) for one in listed(external, "external")]
-        if any(not re.match(r"[a-z][a-z0-9+.-]*://", one) or one.startswith("file:") for one in prefixes):
-            raise InvalidDocument("external holds URL prefixes such as 's3://bucket/', never file:.")
+        for one in prefixes:
+            try:
+                where.parts(one)
+            except InvalidURI as error:
+                raise InvalidDocument(
+                    f"external holds URL prefixes such as 's3://bucket/', never file:. {error.message}"
+                ) from None
         wanted["external"] = tuple(prefixes) or None
     if model_names is not None:
         try:

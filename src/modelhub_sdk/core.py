@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import define, field
 
@@ -24,6 +24,7 @@ from modelhub_sdk import surroundings
 from modelhub_sdk.blobs.cache import Cache
 from modelhub_sdk.blobs.store import BlobStore
 from modelhub_sdk.domain import events as ev
+from modelhub_sdk.domain import external
 from modelhub_sdk.domain.entities import File
 from modelhub_sdk.domain.events import Entry, Event, Sealer
 from modelhub_sdk.domain.values import Frozen
@@ -47,6 +48,9 @@ from modelhub_sdk.index.queries import NOW, View
 from modelhub_sdk.ports import Record, SequenceTaken
 from modelhub_sdk.stores.ledger import Ledger
 from modelhub_sdk.stores.opening import Place, connect
+
+if TYPE_CHECKING:
+    from modelhub_sdk.blobs.elsewhere import Reference
 
 log = logging.getLogger("modelhub_sdk")
 
@@ -99,6 +103,11 @@ class Core:
     remembered: dict[Path, tuple[object, float]] = field(factory=dict, repr=False)
     dropped: int = 0
     closed: bool = False
+    options: Mapping[str, Any] = field(factory=dict, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        if self.blobs is not None:
+            self.blobs.elsewhere = self._elsewhere
 
     # --- parts ---------------------------------------------------------------------------------
 
@@ -121,6 +130,34 @@ class Core:
                 f"The artifacts of {shown(self.url, 200)} cannot be reached: this process is offline."
             )
         return self.blobs
+
+    def driver_options(self, url: str) -> Mapping[str, Any]:
+        """Return the storage options of this handle for a *url* of the kind that they were meant for."""
+        mine = {self.url.partition("://")[0], self.artifacts().url.partition("://")[0]}
+        return self.options if url.partition("://")[0] in mine else {}
+
+    def _elsewhere(self, digest: str) -> Sequence[Reference]:
+        """Return where else the bytes of *digest* are, by reference, as the registry's settings allow now.
+
+        Raises:
+            NotAllowed: they are named where nothing may be named any more.
+        """
+        with self.view(probe=False) as view:
+            found = view.elsewhere(digest)
+            prefixes = tuple(view.settings().get("external") or ()) if found else ()
+        good = [(url, version) for url, version in found if external.is_allowed(url, prefixes)]
+        if found and not good:
+            external.check(found[0][0], prefixes)
+        return [self.reference(url, version, prefixes) for url, version in good]
+
+    def reference(self, url: str, version: str | None, prefixes: Sequence[str]) -> Reference:
+        """Return where bytes are that are kept by reference, below one of *prefixes*."""
+        from modelhub_sdk.blobs.elsewhere import Reference
+
+        def leads_on(url: str) -> bool:
+            return external.is_allowed(url.split("?")[0], prefixes)
+
+        return Reference(url, version, self.driver_options(url), leads_on)
 
     # --- reading -------------------------------------------------------------------------------
 
@@ -247,7 +284,7 @@ class Core:
         found: set[str] = set()
         for event in events:
             if isinstance(event, (ev.VersionRegistered, ev.DatasetVersionCreated)) and event.document:
-                found |= {file.digest for file in self.manifest(event.document)}
+                found |= ev.stored_files(event, self.manifest(event.document))
         return found
 
     @staticmethod
@@ -535,6 +572,7 @@ def opened(
             registry_id=born.id,
             blobs=blobs,
             cache_dir=cache_dir,
+            options=options,
             **common,
         )
     except (StoreUnavailable, Offline) as error:

@@ -137,7 +137,7 @@ def stats(core: Core) -> Stats:
     with core.view() as view:
         kept = needed(core, view, stored)
         there = view.all_files()
-        lost = needed(core, view, {digest for _, digest, _ in there} - set(stored))
+        lost = needed(core, view, {digest for _, digest, _ in there} - set(stored)) - view.external()
         for subject, digest, size in there:
             sizes.setdefault(subject, {})[digest] = size
         for model, number, document in view.documents():

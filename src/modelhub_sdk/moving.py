@@ -28,6 +28,7 @@ from modelhub_sdk.stores.opening import Place, connect
 
 _BATCH = 500  # entries whose bytes are looked after together
 _NOTES = 1000
+_WITH_FILES = (ev.VersionRegistered, ev.DatasetVersionCreated)
 
 
 def copy(
@@ -123,10 +124,8 @@ def _copied(
             named = {digest for entry in entries for event in entry.events for digest in ev.blobs_of(event)}
             for entry in entries:
                 for event in entry.events:
-                    document = getattr(event, "document", None)
-                    registered = isinstance(event, (ev.VersionRegistered, ev.DatasetVersionCreated))
-                    if registered and document in have:
-                        named |= {file.digest for file in core.manifest(document)}
+                    if isinstance(event, _WITH_FILES) and event.document in have:
+                        named |= ev.stored_files(event, core.manifest(event.document))
             wanted = sorted(digest for digest in named if digest in have and got.get(digest) != have[digest])
             _send(source, blobs, wanted, have, step)
             got |= {digest: have[digest] for digest in wanted}
@@ -135,7 +134,7 @@ def _copied(
             lost = named - set(have)
             if lost:
                 with core.view() as view:
-                    counts["missing"] += len(garbage.needed(core, view, lost))
+                    counts["missing"] += len(garbage.needed(core, view, lost) - view.external())
             for record, entry in zip(records, entries, strict=True):
                 _append(place, record)
                 _erase(core, place, entry)

@@ -254,6 +254,7 @@ class Registry(RegistryView):
         fields: Mapping[str, Any] | None = None,
         inputs: Iterable[str] = (),
         ignore: Iterable[str] = (),
+        copy: bool = True,
         idempotency_key: str | None = None,
         progress: bool | None = None,
     ) -> ModelVersion:
@@ -269,6 +270,9 @@ class Registry(RegistryView):
             fields: values of your own by name.
             inputs: URIs of what it was made from.
             ignore: patterns of files to leave out.
+            copy: False keeps the bytes where they are: *files* are then URLs (one that ends with a slash means
+                all below) under the prefixes that ``configure(external=)`` allows. They are read once now, for
+                their digests, and checked whenever they are read later.
             idempotency_key: the same key again, with the same content, gives the same version.
             progress: show a bar, or not; by default when a person is watching.
 
@@ -288,6 +292,7 @@ class Registry(RegistryView):
             tags=tags,
             inputs=inputs,
             ignore=ignore,
+            copy=copy,
             key=idempotency_key,
             progress=progress,
             run_id=active.own_run_id(self),
@@ -319,6 +324,7 @@ class Registry(RegistryView):
         tags: Iterable[str],
         inputs: Iterable[str],
         ignore: Iterable[str] = (),
+        copy: bool = True,
         key: str | None = None,
         fields: Mapping[str, Value | None] = Frozen(),
         progress: bool | None = None,
@@ -337,17 +343,52 @@ class Registry(RegistryView):
             key = names.check_text(key, "idempotency_key", 200)
         blobs = self._core.artifacts()
         self._writable()
-        found = sources.collect(files, ignore=ignore, forbidden=self._own())
-        if not found:
+        found = sources.collect(files if copy else {}, ignore=ignore, forbidden=self._own())
+        named = {} if copy else self._named(files, ignore)
+        if not found and not named:
             raise InvalidDocument("There is no file to register.", hint="A version needs at least one file.")
         with self._core.view() as view:  # what would fail later had better fail before bytes travel
             if not view.has_model(name):
                 rules.allowed(view, name)
             if key is None or view.key("model:" + name, key) is None:
                 rules.has_required_fields(view, fields)
+        common |= {"tags": good_tags, "key": key, "run_id": run_id, "duration": duration}
+        if named:
+            stored, external = self._measured(name, named, progress)
+            return self._event(name, stored, external=external, **common)
         with bars.bar(found.total, f"storing {name}", show=progress) as step:
             stored = blobs.put_all(found, progress=step)
-        return self._event(name, stored, tags=good_tags, key=key, run_id=run_id, duration=duration, **common)
+        return self._event(name, stored, **common)
+
+    def _named(self, files: Any, ignore: Iterable[str]) -> dict[str, str]:
+        """Return path -> URL of what is to be kept by reference; see `blobs.elsewhere.named`."""
+        from modelhub_sdk.blobs import elsewhere
+        from modelhub_sdk.domain import external
+
+        if ignore:
+            raise InvalidDocument(
+                "ignore= is for folders that are copied.", hint="Name the URLs that are wanted."
+            )
+        prefixes = tuple(self.settings().get("external") or ())
+        return elsewhere.named(files, self._core.driver_options, lambda url: external.check(url, prefixes))
+
+    def _measured(
+        self, name: str, named: Mapping[str, str], progress: bool | None
+    ) -> tuple[tuple[File, ...], tuple[ev.External, ...]]:
+        """Read what is named once, several at a time; return the files of a version, and where they are."""
+        from modelhub_sdk.blobs import elsewhere, parallel
+        from modelhub_sdk.blobs import progress as bars
+
+        prefixes = tuple(self.settings().get("external") or ())
+
+        def one(path: str, step: Any) -> tuple[File, ev.External]:
+            url = named[path]
+            digest, size, version = elsewhere.measured(self._core.reference(url, None, prefixes), step)
+            return File(path, size, digest), ev.External(path, digest, url, version)
+
+        with bars.bar(None, f"reading {name}", show=progress) as step:
+            found = parallel.each(one, list(named), step)
+        return tuple(file for file, _ in found), tuple(where for _, where in found)
 
     @staticmethod
     def _common(*, metrics: Frozen, params: Frozen, inputs: Iterable[Any]) -> dict[str, Any]:
@@ -744,10 +785,18 @@ class Registry(RegistryView):
         self._commit("model:" + uri.name, decide)
         from modelhub_sdk import garbage
 
-        digests = sorted({file.digest for file in files_of if paths is None or file.path in paths})
+        digests = sorted(
+            {file.digest for file in files_of if paths is None or file.path in paths} - self._outside(version)
+        )
         garbage.free(self._core, digests)
         self._core.wait_for_deletion(digests)  # a purge that was killed is finished by the next
         return self.version(version)
+
+    def _outside(self, version: ModelVersion) -> set[str]:
+        """Return the digests of the files of a version that are kept by reference, and not stored as well."""
+        with self._core.view() as view:
+            named = {one.digest for one in view.registered(version.model, version.number).external}
+        return {digest for digest in named if not self._core.artifacts().has(digest)}
 
     def _manifest(self, version: ModelVersion) -> tuple[File, ...]:
         """Return all files that a version was registered with, purged ones too."""

@@ -74,7 +74,7 @@ def test_a_golden_journal_means_what_it_meant() -> None:
     model = view.model("churn")
     assert (model.title, model.owner, model.projects, model.tags) == (None, "team:ml", ("x",), ("Größe",))
     assert dict(model.fields) == {"n": 2**53 + 1, "sla": {"hours": 4, "strict": True}}
-    assert (model.latest, model.last_number, model.archived) == (1, 3, False)
+    assert (model.latest, model.last_number, model.archived) == (1, 4, False)
     assert {name: dict(weights) for name, weights in model.aliases.items()} == {"champion": {1: 100}}
     first, second = view.version("churn", 1), view.version("churn", 2)
     assert first is not None and second is not None
@@ -102,6 +102,7 @@ def test_a_golden_journal_means_what_it_meant() -> None:
     assert view.sql.all("SELECT source FROM @edge WHERE target = 'model://churn/v3'") == [
         (f"origin:{'6' * 32}/model://churn/v7",)
     ]
+    assert view.elsewhere(third.files[0].digest) == [("s3://lake/model.bin", "v-1")]
     purged = view.purge("churn", 2)
     assert purged is not None and purged[2:] == ("space", frozenset({"model.bin"}))
     assert [(use.asked, use.actor) for use in view.uses("churn", 1)] == [("model://churn/champion", "kim")]

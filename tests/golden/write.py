@@ -130,7 +130,13 @@ def arrive(reg: hub.Registry) -> None:
         model="churn", number=3, manifest=reg.version("churn/v1").digest, size=3, files=reg.version("churn/v1").files,
         inputs=("dataset://clicks/v9",), key="origin:1", origin=Origin("6" * 32, "model://churn/v7", 12, "5" * 64),
     )  # fmt: skip
-    reg._commit("model:churn", lambda _view, seal: [evolve(arrived, content=seal("c"), history=seal("{}"))])
+    named = ev.VersionRegistered(
+        model="churn", number=4, manifest=arrived.manifest, size=3, files=arrived.files,
+        external=(ev.External("model.bin", arrived.files[0].digest, "s3://lake/model.bin", "v-1"),),
+    )  # fmt: skip
+    reg._commit(
+        "model:churn", lambda _view, seal: [evolve(arrived, content=seal("c"), history=seal("{}")), named]
+    )
 
 
 def a_run(reg: hub.Registry) -> None:

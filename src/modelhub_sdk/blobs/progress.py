@@ -24,13 +24,13 @@ def watched() -> bool:
 
 
 @contextlib.contextmanager
-def bar(total: int, label: str, *, show: bool | None = None) -> Iterator[Progress | None]:
-    """Show a bar for *total* bytes named *label* while the block runs.
+def bar(total: int | None, label: str, *, show: bool | None = None) -> Iterator[Progress | None]:
+    """Show a bar for *total* bytes (None: nobody knows how many) named *label* while the block runs.
 
     Yields what to call with the number of bytes done since the last call, or None when nobody is
     watching or there is little to do. *show* decides instead of a guess.
     """
-    if not (watched() and total >= _WORTH if show is None else show):
+    if not (watched() and (total is None or total >= _WORTH) if show is None else show):
         yield None
         return
     from tqdm.auto import tqdm

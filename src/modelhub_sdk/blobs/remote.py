@@ -348,15 +348,13 @@ class RemoteBlobs:
         size = self.size(digest)
         if size is None:
             raise self._missing(digest)
-        return io.BufferedReader(
-            _Ranged(fs, key, size, self._shown), _RANGE if size > _RANGE else max(size, 1)
-        )
+        return ranged(fs, key, size, self._shown)
 
     def read_range(self, digest: str, start: int, end: int) -> bytes:
         """Return some bytes of the blob, unchecked; one request."""
         fs, key = self._key(digest)
         try:
-            return _piece(fs, key, start, end, self._shown)
+            return piece(fs, key, start, end, self._shown)
         except FileNotFoundError as exc:
             raise self._missing(digest) from exc
 
@@ -534,7 +532,7 @@ def _stream(fs: Any, key: str, source: Source, digest: str, create: bool, progre
 # --------------------------------------------------------------------------- reading in ranges
 
 
-def _piece(fs: Any, key: str, start: int, end: int, where: str) -> bytes:
+def piece(fs: Any, key: str, start: int, end: int, where: str) -> bytes:
     """Return bytes *start* to *end* of the object; fewer only at its end."""
     tried = 0
 
@@ -584,7 +582,7 @@ class _Ranges:
         return count
 
     def _ask(self, at: int) -> bytes:
-        return _piece(self._fs, self._key, at, min(at + _RANGE, self._size + 1), self._shown)
+        return piece(self._fs, self._key, at, min(at + _RANGE, self._size + 1), self._shown)
 
     def _more(self) -> bytes:
         if self._pool is None:
@@ -638,12 +636,22 @@ class _Ranged(io.RawIOBase):
         if end <= self._at:
             return 0
         try:
-            data = _piece(self._fs, self._key, self._at, end, self._shown)
+            data = piece(self._fs, self._key, self._at, end, self._shown)
         except FileNotFoundError as exc:
             raise NotFound(f"An object of {shown(self._shown)} vanished while it was read.") from exc
         view[: len(data)] = data
         self._at += len(data)
         return len(data)
+
+
+def ranges(fs: Any, key: str, size: int, where: str, start: int) -> Reader:
+    """Return a reader of an object of *size* bytes from *start* on."""
+    return _Ranges(fs, key, size, where, start=start)
+
+
+def ranged(fs: Any, key: str, size: int, where: str) -> BinaryIO:
+    """Return an object of *size* bytes as a seekable file."""
+    return io.BufferedReader(_Ranged(fs, key, size, where), _RANGE if size > _RANGE else max(size, 1))
 
 
 # --------------------------------------------------------------------------- URLs as sources
@@ -653,12 +661,14 @@ class _Ranged(io.RawIOBase):
 class UrlState:
     """What is behind a URL just now: how to open it, its size in bytes and its tag, where the store tells.
 
-    A tag changes when the bytes do: the version, generation or ETag of an object store.
+    A tag changes when the bytes do: the version, generation or ETag of an object store. `version` is what the
+    driver takes to read these very bytes later, where the bucket keeps versions (S3).
     """
 
     open: Callable[[], Reader]
     size: int | None
     tag: str | None
+    version: str | None = None
 
 
 _TAGS = ("VersionId", "version_id", "generation", "ETag", "etag")
@@ -673,8 +683,8 @@ def _tag(info: Mapping[str, Any]) -> str | None:
     return None
 
 
-def url_state(url: str, options: dict[str, Any]) -> UrlState:
-    """Return what is behind *url* just now.
+def url_state(url: str, options: dict[str, Any], version: str | None = None) -> UrlState:
+    """Return what is behind *url* just now, or was in a *version* that its store keeps.
 
     Raises:
         NotFound: there is nothing.
@@ -687,7 +697,7 @@ def url_state(url: str, options: dict[str, Any]) -> UrlState:
 
     def look() -> Any:
         fs.invalidate_cache(path.rpartition("/")[0])
-        return fs.info(path)
+        return fs.info(path) if version is None else fs.info(path, version_id=version)
 
     try:
         info = patiently(look, "read", where)
@@ -700,7 +710,13 @@ def url_state(url: str, options: dict[str, Any]) -> UrlState:
         from modelhub_sdk.blobs.sources import StreamReader
 
         return UrlState(lambda: StreamReader(fs.open(path, "rb"), where), None, _tag(info))
-    return UrlState(lambda: _UrlReader(fs, path, int(size), where), int(size), _tag(info))
+    kept = info.get("VersionId") if "s3" in fs.protocol else None
+    return UrlState(
+        lambda: _UrlReader(fs, path, int(size), where),
+        int(size),
+        _tag(info),
+        kept if isinstance(kept, str) and kept != "null" else None,
+    )
 
 
 class _UrlReader(_Ranges):

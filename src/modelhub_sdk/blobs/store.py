@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from modelhub_sdk.blobs import disk, sources
 from modelhub_sdk.blobs.disk import Progress
@@ -19,6 +19,9 @@ from modelhub_sdk.blobs.sources import Source
 from modelhub_sdk.domain.entities import File
 from modelhub_sdk.errors import DigestMismatch, InvalidName, NotAllowed, NotFound, shown
 from modelhub_sdk.formats.manifest import is_digest
+
+if TYPE_CHECKING:
+    from modelhub_sdk.blobs.elsewhere import Reference
 
 _SMALL = 1 << 20  # bytes
 _LATELY = 20_000  # sources that a handle remembers until they are in the journal
@@ -55,6 +58,7 @@ class BlobStore:
     """The blobs of one registry. Safe to use from several threads, and after a fork.
 
     Attributes:
+        elsewhere: returns where else the bytes of a digest are; asked by all reads when they are not here.
         url: where it is, without any secret.
         root: the local folder that holds it, or None.
         read_only: whether writing is refused.
@@ -81,6 +85,7 @@ class BlobStore:
         if not registry_id or not registry_id.replace("-", "").isalnum() or not registry_id.isascii():
             raise InvalidName(f"{shown(registry_id)} is not the id of a registry.")
         self.read_only = read_only
+        self.elsewhere: Callable[[str], Sequence[Reference]] = lambda _: ()
         self._lately: dict[str, Source] = {}  # what was stored and is not in the journal yet
         self._held = 0  # bytes of that in memory
         self._lock = os.getpid(), threading.Lock()
@@ -238,7 +243,17 @@ class BlobStore:
             NotFound: there is no such blob.
             StoreUnavailable: the store did not answer.
         """
-        return self._blobs.open(_checked(digest))
+        try:
+            return self._blobs.open(_checked(digest))
+        except NotFound as error:
+            return self._reference(digest, error).open()
+
+    def _reference(self, digest: str, error: NotFound) -> Reference:
+        """Return where else the bytes are; raise *error* when that is nowhere."""
+        found = self.elsewhere(digest)
+        if not found:
+            raise error
+        return found[0]
 
     def read_range(self, digest: str, start: int, end: int) -> bytes:
         """Return the bytes from *start* to before *end*, unchecked; fewer at the end of the blob.
@@ -247,7 +262,12 @@ class BlobStore:
             NotFound: there is no such blob.
             StoreUnavailable: the store did not answer.
         """
-        return self._blobs.read_range(_checked(digest), start, end) if end > start else b""
+        if end <= start:
+            return b""
+        try:
+            return self._blobs.read_range(_checked(digest), start, end)
+        except NotFound as error:
+            return self._reference(digest, error).read_range(start, end)
 
     def fetch(
         self, digest: str, size: int, to: int | str | os.PathLike[str], *, progress: Progress | None = None
@@ -266,7 +286,11 @@ class BlobStore:
             StoreUnavailable: the store or the disk of *to* failed, or the path *to* exists.
         """
         if isinstance(to, int):
-            actual, got = self._blobs.fetch(_checked(digest), size, to, progress)
+            try:
+                actual, got = self._blobs.fetch(_checked(digest), size, to, progress)
+            except NotFound as error:
+                self._fetch_reference(self._reference(digest, error), digest, size, to, progress)
+                return
             if actual != digest or got != size:
                 raise disk.mismatch(digest, actual, self.url, size=size, got=got)
             return
@@ -281,6 +305,13 @@ class BlobStore:
             finally:
                 os.close(fd)
 
+    def _fetch_reference(
+        self, one: Reference, digest: str, size: int, fd: int | None, progress: Progress | None
+    ) -> None:
+        actual, got = one.fetch(size, fd, progress)
+        if actual != digest or got != size:
+            raise one.changed(digest, actual)
+
     def verify(self, digest: str, size: int | None = None) -> str | None:
         """Read the blob and return what is wrong with it in one sentence, or None.
 
@@ -290,12 +321,13 @@ class BlobStore:
         try:
             found = self._blobs.size(_checked(digest))
             if found is None:
-                return f"The blob {digest} is missing from {self.url}."
+                missing = NotFound(f"The blob {digest} is missing from {self.url}.")
+                one = self._reference(digest, missing)
+                self._fetch_reference(one, digest, one.size() if size is None else size, None, None)
+                return None
             wanted = found if size is None else size
             actual, got = self._blobs.fetch(digest, wanted, None, None)
-        except NotFound:
-            return f"The blob {digest} is missing from {self.url}."
-        except DigestMismatch as exc:
+        except (NotFound, NotAllowed, DigestMismatch) as exc:
             return str(exc)
         if got != wanted:
             return f"The blob {digest} in {self.url} has {got} bytes instead of {wanted}."

@@ -20,13 +20,21 @@ _STRONG = re.compile(r'"[\x21\x23-\x7e]{1,500}"')  # RFC 9110, 8.8.3, without th
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to http and https only, never to a machine's own metadata service."""
+    """Follows redirects to http and https only, never to a machine's own metadata service, or where it is not *allowed*."""
+
+    def __init__(self, allowed: Callable[[str], bool] | None) -> None:
+        self._allowed = allowed
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
         try:
             _check(newurl, secure=req.full_url.startswith("https:"))
+            if self._allowed is not None and not self._allowed(newurl):
+                raise NotAllowed(
+                    f"The server redirects to {shown(newurl.split('?')[0], 300)}, which this registry does not allow.",
+                    hint="The owner of the registry allows more with reg.configure(external=[...]).",
+                )
         except NotAllowed:
             fp.close()
             raise
@@ -71,15 +79,27 @@ class _NotModified(Exception):
 
 
 class WebReader:
-    """A `Reader` of an answer. `size` is in bytes, None where it is not known; `tag` a strong ETag, if there is one."""
+    """A `Reader` of an answer, from byte *start* on.
 
-    def __init__(self, url: str, tag: str | None = None) -> None:
+    `size` is in bytes, None where it is not known; `tag` a strong ETag, None where there is none.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        tag: str | None = None,
+        *,
+        start: int = 0,
+        allowed: Callable[[str], bool] | None = None,
+    ) -> None:
         self._shown = url.split("?")[0].rpartition("@")[2]
         try:
             _check(url)
-            opener = urllib.request.build_opener(_Redirects)
+            opener = urllib.request.build_opener(_Redirects(allowed))
             # Bytes as they are: a server that compresses on the way has other bytes and another tag.
             headers = {"Accept-Encoding": "identity"} | ({"If-None-Match": tag} if tag else {})
+            if start:
+                headers["Range"] = f"bytes={start}-"
             request = urllib.request.Request(url, headers=headers)  # noqa: S310  # `_check` has looked
             self._answer = opener.open(request, timeout=_TIMEOUT)
         except (OSError, http.client.HTTPException, ValueError) as exc:
@@ -89,6 +109,11 @@ class WebReader:
         told = self._answer.headers.get("ETag", "").strip()
         self.tag = told if _STRONG.fullmatch(told) else None
         self._got = 0
+        if start and self._answer.status != 206:  # a server without ranges: read up to there
+            skipped = memoryview(bytearray(1 << 16))
+            left = start
+            while left and (got := self.readinto(skipped[: min(left, len(skipped))])):
+                left -= got
 
     def _error(self, exc: Exception) -> Exception:
         if isinstance(exc, NotAllowed):

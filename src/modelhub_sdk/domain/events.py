@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, ClassVar, NewType
 
@@ -191,11 +191,22 @@ class AliasDeleted(Event):
 
 
 @frozen
+class External:
+    """Bytes of a version that are not in the store: path and digest in the version, a URL, and its store's version of it."""
+
+    path: str
+    digest: str
+    url: str
+    version: str | None = None
+
+
+@frozen
 class VersionRegistered(Event):
     """A numbered version, pending. Its files stand here, or in the document `document` if they are many.
 
     `key` is its idempotency key; the text behind `content` digests what the key stands for. `origin` is where
     it was registered first, when that was elsewhere; the text behind `history` is its lineage and audit there.
+    `external` says where the bytes of all its files are, when they are kept by reference.
     """
 
     kind: ClassVar[str] = "version.registered"
@@ -217,6 +228,7 @@ class VersionRegistered(Event):
     key: str | None = None
     origin: Origin | None = None
     history: Sealed | None = None
+    external: tuple[External, ...] = ()
 
 
 @frozen
@@ -642,11 +654,16 @@ KINDS: dict[str, type[Event]] = {
 """Kind name -> class: the closed union."""
 
 
+def stored_files(event: VersionRegistered | DatasetVersionCreated, files: Iterable[File]) -> set[str]:
+    """Return the digests of the *files* of a version, none when they are kept by reference: then they are not stored."""
+    return set() if getattr(event, "external", ()) else {file.digest for file in files}
+
+
 def blobs_of(event: Event) -> set[str]:
     """Return the digests of the blobs that *event* says are stored. Those in a manifest document are not among them."""
     found: set[str | None] = set()
     if isinstance(event, (VersionRegistered, DatasetVersionCreated)):
-        found = {event.document, *(file.digest for file in event.files)}
+        found = {event.document, *stored_files(event, event.files)}
     elif isinstance(event, VersionAttached):
         found = {event.digest}
     elif isinstance(event, EvaluationAdded):

@@ -37,6 +37,7 @@ from modelhub_sdk.domain.events import (
     DatumNoted,
     Entry,
     Event,
+    External,
     Sealed,
     Sealer,
     Unknown,
@@ -298,6 +299,7 @@ def _converter() -> cattrs.Converter:
         Environment,
         RunInput,
         Origin,
+        External,
         *_SNAPSHOT,
     )
     ours = frozenset((*parts, *KINDS.values()))

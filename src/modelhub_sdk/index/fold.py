@@ -241,6 +241,10 @@ def _(event: ev.VersionRegistered, batch: Batch) -> None:
     batch.many("metric", [(model, version, name, *_cell(value)) for name, value in event.metrics.items()])
     batch.many("param", [(model, version, name, *_cell(value)) for name, value in event.params.items()])
     batch.many("file", [(model, version, file.path, file.size, file.digest) for file in event.files])
+    batch.many(
+        "external",
+        [(model, version, x.path, x.digest, x.url, x.version, batch.seq) for x in event.external],
+    )
     _texts(batch, model, version, event.texts, event.fields)
     _add(batch, model, version, "tag", event.tags)
     uri = f"model://{model}/v{version}"

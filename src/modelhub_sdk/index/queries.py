@@ -480,6 +480,21 @@ class View:
         )
         return _registered(row[0] if row else "{}")
 
+    def elsewhere(self, digest: str) -> list[tuple[str, str | None]]:
+        """Return URL and version of the places where versions that were not purged name these bytes."""
+        rows = self.sql.all(
+            "SELECT DISTINCT x.url, x.version FROM @external x WHERE x.digest = ? AND NOT EXISTS"
+            " (SELECT 1 FROM @fact f WHERE f.model = x.model AND f.number = x.number AND f.until = ?"
+            " AND (f.name = 'purged' OR f.name = 'purged:' || x.path)) ORDER BY x.url, x.version",
+            digest,
+            FOREVER,
+        )
+        return [(row[0], row[1]) for row in rows]
+
+    def external(self) -> set[str]:
+        """Return the digests of all bytes that are, or were, named by reference."""
+        return {row[0] for row in self.sql.all("SELECT DISTINCT digest FROM @external")}
+
     def registered_at(self, model: str, number: int) -> int:
         """Return the entry that registered a version, which exists."""
         row = self.sql.one("SELECT seq FROM @version WHERE model = ? AND number = ?", model, number)

@@ -136,6 +136,13 @@ TABLES = (
     ),
     # What went into what: URIs, ``run:<id>``, ``code:<commit>``, ``file:<digest>``.
     _table("edge", "source text, target text, label text, seq int", "source target label", "target"),
+    # Files whose bytes are kept by reference.
+    _table(
+        "external",
+        "model text, number int, path text, digest text, url text, version text?, seq int",
+        "model number path",
+        "digest",
+    ),
     # Texts that were redacted: of entry `seq`, by entry `by`.
     _table("gone", "seq int, seal text, by int", "seq seal"),
 )

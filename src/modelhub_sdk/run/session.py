@@ -209,6 +209,7 @@ class Run:
         note: str | None = None,
         fields: Mapping[str, Any] | None = None,
         ignore: Iterable[str] = (),
+        copy: bool = True,
         progress: bool | None = None,
     ) -> ModelVersion:
         """Store files as the next version of a model, made by this run, and return it.
@@ -230,6 +231,7 @@ class Run:
             note=note,
             fields=fields,
             ignore=ignore,
+            copy=copy,
             inputs=tuple(one.uri for one in self._inputs.values()),
             duration=round(time.monotonic() - self._begun, 3),
             progress=progress,

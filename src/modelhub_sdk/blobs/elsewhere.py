@@ -1,0 +1,210 @@
+"""Bytes that a version names where they are, outside of the store: read from there, never changed there."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
+
+from attrs import field, frozen
+
+from modelhub_sdk.blobs import disk, remote, web
+from modelhub_sdk.blobs.disk import Progress, Reader
+from modelhub_sdk.domain import names
+from modelhub_sdk.errors import (
+    Conflict,
+    DigestMismatch,
+    InvalidDocument,
+    InvalidName,
+    NotFound,
+    shown,
+)
+
+
+@frozen
+class Reference:
+    """One place where bytes are: a URL, and the store's version of it, where there is one.
+
+    `allowed` says whether a URL that the server leads on to may be read.
+    """
+
+    url: str
+    version: str | None = None
+    options: Mapping[str, Any] = field(factory=dict, repr=False)
+    allowed: Callable[[str], bool] = field(default=lambda _: True, repr=False)
+
+    @property
+    def is_web(self) -> bool:
+        """Whether it is on a web server."""
+        return self.url.lower().startswith(("http://", "https://"))
+
+    def reader(self, size: int, start: int = 0) -> Reader:
+        """Return a reader of the bytes from *start* on.
+
+        Raises:
+            NotFound, NotAllowed, CredentialsRefused, StoreUnavailable: they cannot be had.
+        """
+        if self.is_web:
+            return web.WebReader(self.url, start=start, allowed=self.allowed)
+        fs, path = self._driver()
+        return remote.ranges(fs, path, size, self.url, start)
+
+    def read_range(self, start: int, end: int) -> bytes:
+        """Return the bytes from *start* to before *end*; fewer at their end."""
+        if self.is_web:
+            reader = self.reader(end, start)
+            view = memoryview(bytearray(end - start))
+            got = 0
+            try:
+                while got < len(view) and (step := reader.readinto(view[got:])):
+                    got += step
+            finally:
+                reader.close()
+            return bytes(view[:got])
+        fs, path = self._driver()
+        try:
+            return remote.piece(fs, path, start, end, self.url)
+        except FileNotFoundError:
+            raise self.gone() from None
+
+    def open(self) -> BinaryIO:
+        """Return the bytes as a file, unchecked."""
+        if self.is_web:
+            return io.BufferedReader(_Stream(self.reader(0)))
+        fs, path = self._driver()
+        return remote.ranged(fs, path, self.size(), self.url)
+
+    def size(self) -> int:
+        """Return how many bytes are there now, as the store tells."""
+        state = remote.url_state(self.url, dict(self.options), self.version)
+        return state.size or 0
+
+    def fetch(self, size: int, fd: int | None, progress: Progress | None) -> tuple[str, int]:
+        """Copy the bytes to *fd* (None: nowhere), after what it holds; return digest and size of all that came."""
+        try:
+            return disk.go_on(lambda done: self.reader(size, done), fd, size, progress)
+        except FileNotFoundError:
+            raise self.gone() from None
+
+    def gone(self) -> NotFound:
+        """Return the error that nothing is there."""
+        return NotFound(
+            f"There is nothing at {shown(self.url, 300)} any more, where a version has its bytes by reference.",
+            hint="Put the same bytes there again, or purge the version.",
+        )
+
+    def changed(self, wanted: str, actual: str) -> DigestMismatch:
+        """Return the error that other bytes are there."""
+        return DigestMismatch(
+            f"The bytes at {shown(self.url, 300)} have changed since a version named them: they are {actual},"
+            f" and were {wanted}.",
+            hint="Put the same bytes there again, or register the new ones as a version of their own.",
+            source=self.url,
+        )
+
+    def _driver(self) -> tuple[Any, str]:
+        fs, path = remote.open_filesystem(self.url, dict(self.options))
+        return (fs if self.version is None else _Versioned(fs, self.version)), path
+
+
+@frozen
+class _Versioned:
+    """The reads of a driver, of one version of an object."""
+
+    _fs: Any
+    _version: str
+
+    def cat_file(self, path: str, **options: Any) -> Any:
+        return self._fs.cat_file(path, version_id=self._version, **options)
+
+
+class _Stream(io.RawIOBase):
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return self._reader.readinto(memoryview(buffer).cast("B"))
+
+    def close(self) -> None:
+        self._reader.close()
+        super().close()
+
+
+def measured(one: Reference, progress: Progress | None) -> tuple[str, int, str | None]:
+    """Read what is behind a URL once; return its digest, size, and the store's version of it, where there is one.
+
+    Raises:
+        Conflict: it changed while it was read.
+        NotFound, InvalidName, CredentialsRefused, StoreUnavailable: it cannot be read.
+    """
+    state = None if one.is_web else remote.url_state(one.url, dict(one.options))
+    reader = one.reader(0) if state is None else state.open()
+    try:
+        digest, size = disk.copy(
+            reader, None, size=state.size if state else None, progress=progress, where=one.url
+        )
+    finally:
+        reader.close()
+    if state is None:
+        return digest, size, None
+    if remote.url_state(one.url, dict(one.options)).tag != state.tag:
+        raise Conflict(
+            f"{shown(one.url, 300)} changed while it was read.", hint="Register it when its writer is done."
+        )
+    return digest, size, state.version
+
+
+def named(
+    files: Any, options: Callable[[str], Mapping[str, Any]], allowed: Callable[[str], None]
+) -> dict[str, str]:
+    """Return path in the version -> URL of what is to be kept by reference, ordered by path.
+
+    *files* is a URL, a list of URLs, or a mapping from paths to URLs; a URL that ends with a slash means all
+    objects below. *allowed* raises for a URL that may not be named; nothing is asked before it was.
+
+    Raises:
+        InvalidDocument: it is anything else: bytes, files and folders of this machine are copied.
+        NotFound: there is nothing below a URL.
+        InvalidName: a path that cannot stand in a version.
+    """
+    pairs: list[tuple[str | None, Any]]
+    if isinstance(files, Mapping):
+        pairs = [(names.check_path(path), url) for path, url in files.items()]
+    else:
+        pairs = [(None, url) for url in (files if isinstance(files, (list, tuple)) else [files])]
+    found: dict[str, str] = {}
+    for path, url in pairs:
+        if not isinstance(url, str) or "://" not in url:
+            raise InvalidDocument(
+                f"With copy=False a version names URLs, and {shown(url)} is none.",
+                hint="Leave copy=False away: then the bytes are copied into the registry.",
+            )
+        allowed(url)
+        for name, one in _below(url, options(url)) if url.endswith("/") else [(url.rpartition("/")[2], url)]:
+            allowed(one)
+            good = name if path is None else path if not url.endswith("/") else f"{path}/{name}"
+            if found.setdefault(names.check_path(good), one) != one:
+                raise InvalidName(f"Two files would be called {shown(good)}.", hint="Pass {path: URL}.")
+    names.check_paths(found)
+    return dict(sorted(found.items()))
+
+
+def _below(url: str, options: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return name and URL of the objects below *url*."""
+    if url.lower().startswith(("http://", "https://")):
+        raise InvalidDocument(f"{shown(url, 300)} names no file.", hint="Name the files one by one.")
+    fs, top = remote.open_filesystem(url, dict(options))
+    top = top.rstrip("/") + "/"
+    try:
+        keys = remote.patiently(lambda: fs.find(top), "list", url)
+    except FileNotFoundError:
+        keys = []
+    if not keys:
+        raise NotFound(f"There is nothing below {shown(url, 300)}.", hint="Check the URL.")
+    return [(key.removeprefix(top), url + key.removeprefix(top)) for key in sorted(keys)]
+
+
+__all__ = ["Reference", "measured", "named"]
