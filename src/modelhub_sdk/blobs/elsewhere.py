@@ -47,7 +47,7 @@ class Reference:
         if self.is_web:
             return web.WebReader(self.url, start=start, allowed=self.allowed)
         fs, path = self._driver()
-        return remote.ranges(fs, path, size, self.url, start)
+        return remote.ranges(fs, path, size, self.url, start, self.version)
 
     def read_range(self, start: int, end: int) -> bytes:
         """Return the bytes from *start* to before *end*; fewer at their end."""
@@ -63,7 +63,7 @@ class Reference:
             return bytes(view[:got])
         fs, path = self._driver()
         try:
-            return remote.piece(fs, path, start, end, self.url)
+            return remote.piece(fs, path, start, end, self.url, self.version)
         except FileNotFoundError:
             raise self.gone() from None
 
@@ -72,7 +72,7 @@ class Reference:
         if self.is_web:
             return io.BufferedReader(_Stream(self.reader(0)))
         fs, path = self._driver()
-        return remote.ranged(fs, path, self.size(), self.url)
+        return remote.ranged(fs, path, self.size(), self.url, self.version)
 
     def size(self) -> int:
         """Return how many bytes are there now, as the store tells."""
@@ -103,19 +103,7 @@ class Reference:
         )
 
     def _driver(self) -> tuple[Any, str]:
-        fs, path = remote.open_filesystem(self.url, dict(self.options))
-        return (fs if self.version is None else _Versioned(fs, self.version)), path
-
-
-@frozen
-class _Versioned:
-    """The reads of a driver, of one version of an object."""
-
-    _fs: Any
-    _version: str
-
-    def cat_file(self, path: str, **options: Any) -> Any:
-        return self._fs.cat_file(path, version_id=self._version, **options)
+        return remote.open_filesystem(self.url, dict(self.options))
 
 
 class _Stream(io.RawIOBase):

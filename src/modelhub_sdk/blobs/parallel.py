@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 THREADS = 8
+_LEAVING = 2.0  # seconds for the others to end after Ctrl-C
 
 
 class _Stopped(BaseException):
@@ -71,8 +73,9 @@ def each(
             thread.join()
     except BaseException:
         stop.set()
-        for thread in threads:
-            thread.join()
+        end = time.monotonic() + _LEAVING
+        for thread in threads:  # who waits for a dead network notices later, and cleans up then
+            thread.join(max(0.0, end - time.monotonic()))
         raise
     if errors:
         raise errors[min(errors)]  # the first in order, so that the same mistake gives the same error

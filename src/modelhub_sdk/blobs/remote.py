@@ -13,17 +13,19 @@ import hashlib
 import io
 import logging
 import os
+import random
 import re
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from attrs import frozen
 
-from modelhub_sdk.blobs import disk
+from modelhub_sdk.blobs import disk, multipart
 from modelhub_sdk.blobs.disk import FdReader, Progress, Reader
+from modelhub_sdk.blobs.room import ROOM
 from modelhub_sdk.blobs.sources import Source
 from modelhub_sdk.errors import (
     Conflict,
@@ -37,13 +39,18 @@ from modelhub_sdk.errors import (
     shown,
 )
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_RANGE = 8 << 20  # bytes asked for at once
-_AHEAD = 4  # ranges under way
-_WHOLE = 16 << 20  # up to this size an object is written by one request, from memory
+_RANGE = 4 << 20  # bytes asked for at once
+_AHEAD = 8  # ranges of one object under way
+_GRACE = 60.0  # seconds for an answer to begin …
+_SLOWEST = 32 << 10  # … and bytes a second from then on: a server that is slower is given up, and asked again
+_WHOLE = 8 << 20  # up to this size an object is written by one request, from memory
 _BLOCK = 16 << 20  # parts of larger ones
 _PATIENCE = 60.0  # seconds of trying again, in all, for one operation
 
@@ -105,6 +112,8 @@ def foreign(exc: BaseException, doing: str, where: str) -> ModelHubError:
         )
     number = exc.errno if isinstance(exc, OSError) else None
     reason = os.strerror(number) if isinstance(number, int) and number > 0 else word
+    if isinstance(exc, TimeoutError) and not number:
+        reason = "it is too slow"
     return StoreUnavailable(
         f"Cannot {doing} {shown(where)}: {reason}.",
         hint="Nothing half-written is visible; try again when the store answers.",
@@ -148,17 +157,25 @@ def patiently(work: Callable[[], T], doing: str, where: str) -> T:
     """
     end = time.monotonic() + _PATIENCE
     pause = 0.2
+    tries = 0
     while True:
         try:
             return work()
         except (FileNotFoundError, FileExistsError):
             raise
         except Exception as exc:
-            if not _passing(exc) or time.monotonic() + pause > end:
+            tries += 1
+            late = time.monotonic() + pause > end and tries > 1  # one slow answer is not the last word
+            if not _passing(exc) or late:
                 raise foreign(exc, doing, where) from exc
             log.debug("%s %s: %s; trying again", doing, where, type(exc).__name__)
-            time.sleep(pause)
+            time.sleep(random.uniform(pause / 2, pause))  # not all clients at the same moment
             pause = min(pause * 2, 8.0)
+
+
+def time_for(count: int) -> float:
+    """Return the seconds in which *count* bytes must have been transferred."""
+    return _GRACE + count / _SLOWEST
 
 
 def open_filesystem(url: str, options: dict[str, Any]) -> tuple[Any, str]:
@@ -280,6 +297,21 @@ class RemoteBlobs:
                 data = _read_all(source, size)
                 _same(source, digest, "sha256:" + hashlib.sha256(data).hexdigest())
                 _pipe(fs, key, data, create)
+            elif self._protocol in _CREATE_ONLY:
+                reader = source.open()
+                try:
+                    multipart.upload(
+                        fs,
+                        key,
+                        reader,
+                        size,
+                        lambda actual: _same(source, digest, actual),
+                        time_for,
+                        create=create,
+                        progress=progress,
+                    )
+                finally:
+                    reader.close()
             else:
                 _stream(fs, key, source, digest, create, progress)
 
@@ -532,14 +564,17 @@ def _stream(fs: Any, key: str, source: Source, digest: str, create: bool, progre
 # --------------------------------------------------------------------------- reading in ranges
 
 
-def piece(fs: Any, key: str, start: int, end: int, where: str) -> bytes:
+def piece(fs: Any, key: str, start: int, end: int, where: str, version: str | None = None) -> bytes:
     """Return bytes *start* to *end* of the object; fewer only at its end."""
     tried = 0
+    options: dict[str, Any] = {} if version is None else {"version_id": version}
+    if getattr(fs, "async_impl", False):
+        options["timeout"] = time_for(end - start)
 
     def ask() -> bytes:
         nonlocal tried
         try:
-            return bytes(fs.cat_file(key, start=start, end=end))
+            return bytes(fs.cat_file(key, start=start, end=end, **options))
         except OSError as exc:
             if exc.errno == errno.EINVAL and "range" in str(exc).lower():
                 return b""  # it has no byte there at all
@@ -557,21 +592,21 @@ def piece(fs: Any, key: str, start: int, end: int, where: str) -> bytes:
 
 
 class _Ranges:
-    """A `Reader` of an object of *size* bytes, a few ranges ahead, in bounded memory.
+    """A `Reader` of an object of *size* bytes, a few ranges ahead where the driver can, within the memory that is left.
 
     One byte more than *size* is asked for, so that a longer object shows.
     """
 
-    def __init__(self, fs: Any, key: str, size: int, where: str, *, start: int = 0) -> None:
-        from concurrent.futures import Future, ThreadPoolExecutor
-
-        self._fs, self._key, self._shown = fs, key, where
+    def __init__(
+        self, fs: Any, key: str, size: int, where: str, *, start: int = 0, version: str | None = None
+    ) -> None:
+        self._fs, self._key, self._shown, self._version = fs, key, where, version
         self._size = size
-        self._next = self._start = start
+        self._next = start
         self._rest = memoryview(b"")
-        many = size - start > _RANGE
-        self._pool = ThreadPoolExecutor(_AHEAD, thread_name_prefix="modelhub") if many else None
-        self._ahead: list[Future[bytes]] = []
+        self._held = 0  # of what is being read now
+        self._ahead: list[tuple[int, int, Future[bytes] | None]] = []
+        self._several = size - start > _RANGE and getattr(fs, "async_impl", False)
 
     def readinto(self, view: memoryview) -> int:
         if not self._rest:
@@ -581,33 +616,60 @@ class _Ranges:
         self._rest = self._rest[count:]
         return count
 
-    def _ask(self, at: int) -> bytes:
-        return piece(self._fs, self._key, at, min(at + _RANGE, self._size + 1), self._shown)
-
     def _more(self) -> bytes:
-        if self._pool is None:
-            if self._next > self._start or self._next >= self._size > 0:
-                return b""
-            self._next = self._size + 1
-            return self._ask(self._start)
-        while len(self._ahead) < _AHEAD and self._next < self._size:
-            self._ahead.append(self._pool.submit(self._ask, self._next))
-            self._next += _RANGE
-        return self._ahead.pop(0).result() if self._ahead else b""
+        self._rest = memoryview(b"")
+        self._let_go()
+        while self._next < self._size and len(self._ahead) < (_AHEAD if self._several else 1):
+            count = min(_RANGE, self._size - self._next)
+            if not ROOM.take(count, wait=not self._ahead):
+                break
+            self._ahead.append((self._next, count, self._asked(self._next, count)))
+            self._next += count
+        if not self._ahead:
+            return b""
+        at, self._held, pending = self._ahead.pop(0)
+        if pending is not None:
+            with contextlib.suppress(Exception):  # whatever it was: asked again below, with patience
+                data = bytes(pending.result())
+                return data[: self._end(at, self._held) - at]
+        return piece(self._fs, self._key, at, self._end(at, self._held), self._shown, self._version)
+
+    def _end(self, at: int, count: int) -> int:
+        return at + count + (at + count == self._size)
+
+    def _asked(self, at: int, count: int) -> Future[bytes] | None:
+        """Ask for a range without waiting for it."""
+        if not self._several:
+            return None
+        import asyncio
+
+        options = {} if self._version is None else {"version_id": self._version}
+        coming = self._fs._cat_file(self._key, start=at, end=self._end(at, count), **options)
+        return asyncio.run_coroutine_threadsafe(asyncio.wait_for(coming, time_for(count)), self._fs.loop)
+
+    def _let_go(self) -> None:
+        if self._held:
+            ROOM.give(self._held)
+            self._held = 0
 
     def finish(self) -> None:
         return None
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._rest = memoryview(b"")
+        self._let_go()
+        while self._ahead:
+            _, count, pending = self._ahead.pop()
+            if pending is not None:
+                pending.cancel()
+            ROOM.give(count)
 
 
 class _Ranged(io.RawIOBase):
     """An object as a seekable raw file of its own position, unlike some drivers' shared ones."""
 
-    def __init__(self, fs: Any, key: str, size: int, where: str) -> None:
-        self._fs, self._key, self._size, self._shown = fs, key, size, where
+    def __init__(self, fs: Any, key: str, size: int, where: str, version: str | None) -> None:
+        self._fs, self._key, self._size, self._shown, self._version = fs, key, size, where, version
         self._at = 0
 
     def readable(self) -> bool:
@@ -636,7 +698,7 @@ class _Ranged(io.RawIOBase):
         if end <= self._at:
             return 0
         try:
-            data = piece(self._fs, self._key, self._at, end, self._shown)
+            data = piece(self._fs, self._key, self._at, end, self._shown, self._version)
         except FileNotFoundError as exc:
             raise NotFound(f"An object of {shown(self._shown)} vanished while it was read.") from exc
         view[: len(data)] = data
@@ -644,14 +706,15 @@ class _Ranged(io.RawIOBase):
         return len(data)
 
 
-def ranges(fs: Any, key: str, size: int, where: str, start: int) -> Reader:
-    """Return a reader of an object of *size* bytes from *start* on."""
-    return _Ranges(fs, key, size, where, start=start)
+def ranges(fs: Any, key: str, size: int, where: str, start: int, version: str | None) -> Reader:
+    """Return a reader of an object (in a *version* that its store keeps) of *size* bytes from *start* on."""
+    return _Ranges(fs, key, size, where, start=start, version=version)
 
 
-def ranged(fs: Any, key: str, size: int, where: str) -> BinaryIO:
+def ranged(fs: Any, key: str, size: int, where: str, version: str | None = None) -> BinaryIO:
     """Return an object of *size* bytes as a seekable file."""
-    return io.BufferedReader(_Ranged(fs, key, size, where), _RANGE if size > _RANGE else max(size, 1))
+    raw = _Ranged(fs, key, size, where, version)
+    return io.BufferedReader(raw, _RANGE if size > _RANGE else max(size, 1))
 
 
 # --------------------------------------------------------------------------- URLs as sources

@@ -1,0 +1,105 @@
+"""Large objects to S3 in parts, several at a time: visible when all have arrived and only if nobody was first."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from modelhub_sdk.blobs.disk import Progress, Reader
+from modelhub_sdk.blobs.room import ROOM
+
+_PART = 8 << 20  # bytes; S3 takes parts from 5 MiB on, and 10,000 of them
+_PARTS = 9_000
+_AHEAD = 4  # parts of one object under way
+
+Limit = Callable[[int], float]
+
+
+def upload(
+    fs: Any,
+    key: str,
+    reader: Reader,
+    size: int,
+    check: Callable[[str], None],
+    limit: Limit,
+    *,
+    create: bool,
+    progress: Progress | None,
+) -> None:
+    """Send what *reader* gives, *size* bytes, as the object *key* of an s3fs driver, hashing on the way.
+
+    *check* is called with the digest before the object becomes visible. With *create* it becomes visible only
+    if there is none. What was sent is thrown away after any error, Ctrl-C too. *limit* says how many
+    seconds so many bytes may take.
+    """
+    bucket, name, _ = fs.split_path(key)
+    target = {"Bucket": bucket, "Key": name}
+    upload_id = fs.call_s3("create_multipart_upload", **target, timeout=limit(0))["UploadId"]
+    target["UploadId"] = upload_id
+    under_way: list[tuple[Future[Any], int]] = []
+    parts: list[dict[str, Any]] = []
+    part_size = max(_PART, -(-size // _PARTS))
+    hasher = hashlib.sha256()
+
+    def landed() -> None:
+        future, count = under_way.pop(0)
+        try:
+            parts.append({"PartNumber": len(parts) + 1, "ETag": future.result()["ETag"]})
+        finally:
+            ROOM.give(count)
+        if progress is not None:
+            progress(count)
+
+    try:
+        number = 0
+        while True:
+            while len(under_way) >= _AHEAD or not ROOM.take(part_size, wait=not under_way):
+                landed()  # our own parts make room, before we wait for others
+            data = _filled(reader, part_size)
+            hasher.update(data)
+            if not data:
+                ROOM.give(part_size)
+                break
+            number += 1
+            sent = fs._call_s3("upload_part", **target, PartNumber=number, Body=data)
+            future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(sent, limit(len(data))), fs.loop)
+            under_way.append((future, part_size))
+            del data
+        while under_way:
+            landed()
+        reader.finish()
+        check("sha256:" + hasher.hexdigest())
+        match = {"IfNoneMatch": "*"} if create else {}
+        fs.call_s3(
+            "complete_multipart_upload", **target, MultipartUpload={"Parts": parts}, **match, timeout=limit(0)
+        )
+        fs.invalidate_cache(key)
+    except BaseException:
+        for future, count in under_way:
+            future.cancel()
+            ROOM.give(count)
+        _aborted(fs, bucket, name, upload_id)
+        raise
+
+
+def _filled(reader: Reader, count: int) -> bytes:
+    """Return the next *count* bytes, fewer at the end."""
+    buffer = bytearray(count)
+    view = memoryview(buffer)
+    got = 0
+    while got < count and (step := reader.readinto(view[got:])):
+        got += step
+    return bytes(view[:got])  # the driver streams bytes; a bytearray it would send in one piece
+
+
+def _aborted(fs: Any, bucket: str, name: str, upload_id: str) -> None:
+    try:
+        fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=name, UploadId=upload_id, timeout=10)
+    except Exception:  # noqa: BLE001  # the first error is the one to tell; the store's own rules clean up
+        return
+
+
+__all__ = ["upload"]
