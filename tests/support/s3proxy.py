@@ -18,7 +18,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, Self
@@ -27,7 +27,10 @@ Action = Literal[
     "drop answer",  # the server has done it; the client hears nothing
     "drop request",  # the server never hears of it
     "cut upload",  # the server gets half of the body
-    "cut answer",  # the client gets half of the body
+    "cut answer",  # the client gets half of the body, or the part of it that `share` says
+    "short answer",  # the client gets half of the body, and that is said to be all
+    "long answer",  # the client gets more bytes than there are
+    "slow answer",  # the client gets a byte now and then, for `seconds`, and no end
     "flip bit",  # the client gets one wrong bit, and a whole answer
     "delay",  # the server answers late, after `seconds`
 ]
@@ -92,6 +95,7 @@ class ProxyFault:
     after: bool
     body: bytes
     seconds: float
+    share: float = 0.5
     hit: list[Request] = field(default_factory=list)
     _met: int = 0
 
@@ -147,13 +151,14 @@ class S3Proxy:
         after: bool = False,
         body: bytes = b"",
         seconds: float = 1.0,
+        share: float = 0.5,
     ) -> Iterator[ProxyFault]:
         """Meet the *nth* matching request, and *times* in all (None: all from there on), with *action*.
 
         An int is a status, answered with *body* instead of asking the server; with *after* the
         server has carried the request out before its answer is replaced.
         """
-        one = ProxyFault(action, nth, times, when, after, body, seconds)
+        one = ProxyFault(action, nth, times, when, after, body, seconds, share)
         with self._lock:
             self._faults.append(one)
         try:
@@ -196,6 +201,12 @@ class S3Proxy:
         return hits[0] if hits else None
 
 
+def _without_length(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [
+        (name, value) for name, value in headers if name.lower() not in ("content-length", "content-range")
+    ]
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     proxy: S3Proxy
@@ -234,8 +245,27 @@ class _Handler(BaseHTTPRequestHandler):
             return self._hang_up()
         if fault.action == "flip bit":
             return self._answer(status, headers, data[:-1] + bytes([data[-1] ^ 1]) if data else data)
-        self._answer(status, headers, data, send=len(data) // 2)
+        if fault.action == "short answer":
+            return self._answer(status, _without_length(headers), data[: len(data) // 2])
+        if fault.action == "long answer":
+            return self._answer(status, _without_length(headers), data + b"more than there is")
+        if fault.action == "slow answer":
+            return self._trickle(status, headers, data, fault.seconds)
+        self._answer(status, headers, data, send=int(len(data) * fault.share))
         self._hang_up()
+        return status
+
+    def _trickle(self, status: int, headers: list[tuple[str, str]], data: bytes, seconds: float) -> int:
+        self._answer(status, headers, data, send=0)
+        end = time.monotonic() + seconds
+        with suppress(OSError):
+            for byte in data[:-1]:
+                if time.monotonic() > end:
+                    break
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+                time.sleep(0.05)
+            self._hang_up()
         return status
 
     def _ask(self, body: bytes, send: int | None = None) -> tuple[int, list[tuple[str, str]], bytes]:
