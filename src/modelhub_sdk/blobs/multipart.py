@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+from modelhub_sdk.blobs import disk
 from modelhub_sdk.blobs.disk import Progress, Reader
 from modelhub_sdk.blobs.room import ROOM
 
-_PART = 8 << 20  # bytes; S3 takes parts from 5 MiB on, and 10,000 of them
+_PART = 5 << 20  # bytes; S3 takes no smaller parts, and 10,000 of them
 _PARTS = 9_000
 _AHEAD = 4  # parts of one object under way
 
@@ -42,6 +44,7 @@ def upload(
     under_way: list[tuple[Future[Any], int]] = []
     parts: list[dict[str, Any]] = []
     part_size = max(_PART, -(-size // _PARTS))
+    room = 2 * part_size  # the driver, and the allocator, keep some of it once more
     hasher = hashlib.sha256()
 
     def landed() -> None:
@@ -49,24 +52,28 @@ def upload(
         try:
             parts.append({"PartNumber": len(parts) + 1, "ETag": future.result()["ETag"]})
         finally:
-            ROOM.give(count)
+            ROOM.give(room)
         if progress is not None:
             progress(count)
 
     try:
         number = 0
         while True:
-            while len(under_way) >= _AHEAD or not ROOM.take(part_size, wait=not under_way):
+            while len(under_way) >= _AHEAD or not ROOM.take(room, wait=not under_way):
                 landed()  # our own parts make room, before we wait for others
-            data = _filled(reader, part_size)
+            try:
+                data = _filled(reader, part_size)
+            except BaseException:
+                ROOM.give(room)
+                raise
             hasher.update(data)
             if not data:
-                ROOM.give(part_size)
+                ROOM.give(room)
                 break
             number += 1
             sent = fs._call_s3("upload_part", **target, PartNumber=number, Body=data)
             future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(sent, limit(len(data))), fs.loop)
-            under_way.append((future, part_size))
+            under_way.append((future, len(data)))
             del data
         while under_way:
             landed()
@@ -78,21 +85,20 @@ def upload(
         )
         fs.invalidate_cache(key)
     except BaseException:
-        for future, count in under_way:
+        for future, _ in under_way:
             future.cancel()
-            ROOM.give(count)
+            ROOM.give(room)
         _aborted(fs, bucket, name, upload_id)
         raise
 
 
 def _filled(reader: Reader, count: int) -> bytes:
     """Return the next *count* bytes, fewer at the end."""
-    buffer = bytearray(count)
-    view = memoryview(buffer)
-    got = 0
-    while got < count and (step := reader.readinto(view[got:])):
-        got += step
-    return bytes(view[:got])  # the driver streams bytes; a bytearray it would send in one piece
+    whole = io.BytesIO()  # whose value is no second copy
+    view = memoryview(bytearray(min(count, disk.CHUNK)))
+    while (left := count - whole.tell()) and (got := reader.readinto(view[:left])):
+        whole.write(view[:got])
+    return whole.getvalue()
 
 
 def _aborted(fs: Any, bucket: str, name: str, upload_id: str) -> None:

@@ -249,13 +249,11 @@ class RemoteBlobs:
     def put(self, source: Source, progress: Progress | None) -> tuple[str, int]:
         """Store the bytes of *source*; return digest and size."""
         if source.size is not None and self._at_once(source.size):
-            data = _read_all(source, source.size)
-            digest = "sha256:" + hashlib.sha256(data).hexdigest()
-            if self.size(digest) != len(data):
-                self._write(digest, len(data), lambda fs, key, create: _pipe(fs, key, data, create))
-            if progress is not None:
-                progress(len(data))
-            return digest, len(data)
+            ROOM.take(2 * source.size)
+            try:
+                return self._put_whole(source, source.size, progress)
+            finally:
+                ROOM.give(2 * source.size)
         if not source.repeatable:
             return self._put_stream(source, progress)
         digest, size = _hash(source)
@@ -264,6 +262,15 @@ class RemoteBlobs:
         elif progress is not None:
             progress(size)
         return digest, size
+
+    def _put_whole(self, source: Source, size: int, progress: Progress | None) -> tuple[str, int]:
+        data = _read_all(source, size)
+        digest = "sha256:" + hashlib.sha256(data).hexdigest()
+        if self.size(digest) != len(data):
+            self._write(digest, len(data), lambda fs, key, create: _pipe(fs, key, data, create))
+        if progress is not None:
+            progress(len(data))
+        return digest, len(data)
 
     def _at_once(self, size: int) -> bool:
         return size <= _WHOLE or self._protocol == "memory"  # whose open files are visible while they grow

@@ -40,7 +40,7 @@ class Room:
         self._changed = threading.Condition()
 
 
-ROOM = Room(64 << 20)
+ROOM = Room(32 << 20)
 """For the ranges that are read and the parts that are sent, of all files together."""
 
 if hasattr(os, "register_at_fork"):

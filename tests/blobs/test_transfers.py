@@ -1,0 +1,269 @@
+"""Parts and ranges of large objects: within one bound on memory, several at a time, and nothing left of what failed."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modelhub_sdk.blobs import multipart, remote
+from modelhub_sdk.blobs.room import ROOM, Room
+from modelhub_sdk.blobs.sources import Source, StreamReader, from_bytes
+from modelhub_sdk.blobs.store import BlobStore
+from modelhub_sdk.errors import Conflict, ModelHubError, StoreUnavailable
+from tests.support.s3 import Bucket
+from tests.support.s3proxy import S3Proxy, puts
+
+DATA = random.Random(3).randbytes((37 << 20) + 5)
+DIGEST = "sha256:" + hashlib.sha256(DATA).hexdigest()
+
+
+def unfinished(bucket: Bucket) -> int:
+    """Return how many uploads in parts nobody has finished or thrown away."""
+    client = boto3.client("s3", endpoint_url=bucket.endpoint, region_name="us-east-1")
+    return len(client.list_multipart_uploads(Bucket=bucket.name).get("Uploads", []))
+
+
+def store(bucket: Bucket) -> BlobStore:
+    return BlobStore(f"{bucket.url}/blobs", registry_id="r1")
+
+
+# --- the bound -------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(sizes=st.lists(st.integers(1, 12), min_size=1, max_size=30), threads=st.integers(1, 6))
+def test_room_is_never_exceeded(sizes: list[int], threads: int) -> None:
+    """However many take, no more than there is is out at once, but for one that is larger by itself; and all get theirs."""
+    room = Room(8)
+    most = out = 0
+    lock = threading.Lock()
+    waiting = iter(sizes)
+
+    def work() -> None:
+        nonlocal most, out
+        while True:
+            with lock:
+                size = next(waiting, None)
+            if size is None:
+                return
+            room.take(size)
+            with lock:
+                out += size
+                most = max(most, out if size <= 8 else 8)
+                assert out <= 8 or out == size
+            with lock:
+                out -= size
+            room.give(size)
+
+    workers = [threading.Thread(target=work) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(20)
+        assert not worker.is_alive()
+    assert most <= 8
+
+
+def test_ahead_never_waits() -> None:
+    """What is wanted ahead is refused when there is no room, at once."""
+    room = Room(8)
+    assert room.take(8, wait=False)
+    assert not room.take(1, wait=False)
+    room.give(8)
+    assert room.take(1, wait=False)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("size", [1 << 20, 9 << 20])
+def test_many_large_files_in_little_room(
+    size: int, s3_bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight readers of many ranges in room for one, or two, all come to their end with the right bytes."""
+    monkeypatch.setattr(remote, "_RANGE", 1 << 20)
+    room = Room(size)
+    monkeypatch.setattr(remote, "ROOM", room)
+    blobs = store(s3_bucket)
+    contents = [random.Random(n).randbytes((6 << 20) + n) for n in range(8)]
+    files = blobs.put_all([from_bytes(data, f"f{n}") for n, data in enumerate(contents)])
+    errors: list[BaseException] = []
+
+    def fetch(n: int) -> None:
+        try:
+            blobs.fetch(files[n].digest, files[n].size, tmp_path / f"{n}")
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=fetch, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert not errors
+    assert [(tmp_path / f"{n}").read_bytes() for n in range(8)] == contents
+    assert room._taken == 0
+
+
+# --- parts -----------------------------------------------------------------------------------------------
+
+
+def test_a_large_object_goes_in_parts(s3_bucket: Bucket, s3_proxy: S3Proxy) -> None:
+    """Several parts are under way at once; the object is right; stored again, no byte of it is sent."""
+    blobs = store(s3_bucket)
+    with s3_proxy.fault("delay", when=lambda r: "partNumber" in r.query, times=None, seconds=0.5):
+        begun = time.monotonic()
+        assert blobs.put(from_bytes(DATA)).digest == DIGEST
+        took = time.monotonic() - begun
+    parts = s3_proxy.seen(lambda request: "partNumber" in request.query)
+    assert len(parts) == -(-len(DATA) // multipart._PART)
+    assert took < 0.5 * len(parts)  # one after another would be that long at least
+    assert blobs.read(DIGEST) == DATA
+    before = len(s3_proxy.seen(puts()))
+    assert blobs.put(from_bytes(DATA)).digest == DIGEST
+    assert len(s3_proxy.seen(puts())) == before
+    assert unfinished(s3_bucket) == 0
+
+
+def test_a_source_that_changes(s3_bucket: Bucket) -> None:
+    """Bytes that are others when they are sent than when they were hashed become no object; the parts are thrown away."""
+    blobs = store(s3_bucket)
+    times = iter([DATA, DATA[:-1] + b"!"])
+
+    class Changing:
+        def __init__(self, data: bytes) -> None:
+            self._data, self._at = data, 0
+
+        def read(self, count: int) -> bytes:
+            piece = self._data[self._at : self._at + count]
+            self._at += len(piece)
+            return piece
+
+    source = Source("m", "m", len(DATA), lambda: StreamReader(Changing(next(times)), "m"))
+    with pytest.raises(Conflict, match="changed"):
+        blobs.put(source)
+    assert not s3_bucket.keys("blobs/r1/sha256")
+    assert unfinished(s3_bucket) == 0
+
+
+@pytest.mark.parametrize("action", [500, "drop request", "cut upload", "drop answer"])
+def test_a_part_that_fails_once(action: Any, s3_bucket: Bucket, s3_proxy: S3Proxy) -> None:
+    """One part that fails is sent again; the object is right and nothing else is left."""
+    blobs = store(s3_bucket)
+    with s3_proxy.fault(action, when=lambda r: "partNumber" in r.query, nth=2) as fault:
+        blobs.put(from_bytes(DATA))
+    assert fault.fired
+    assert blobs.read(DIGEST) == DATA
+    assert unfinished(s3_bucket) == 0
+
+
+def test_parts_that_keep_failing(
+    s3_bucket: Bucket, s3_proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of ours, no object, and the parts that had arrived are thrown away; the room is free again."""
+    monkeypatch.setattr(remote, "_PATIENCE", 2.0)
+    blobs = store(s3_bucket)
+    with (
+        s3_proxy.fault(500, when=lambda r: "partNumber" in r.query, nth=3, times=None),
+        pytest.raises(StoreUnavailable),
+    ):
+        blobs.put(from_bytes(DATA))
+    assert not s3_bucket.keys("blobs/r1/sha256")
+    assert unfinished(s3_bucket) == 0
+    assert ROOM._taken == 0
+    assert blobs.put(from_bytes(DATA)).digest == DIGEST
+
+
+def test_somebody_was_first(s3_bucket: Bucket, s3_proxy: S3Proxy) -> None:
+    """Who finishes second finds the object there, is content, and leaves nothing."""
+    blobs = store(s3_bucket)
+    other = BlobStore(blobs.url, registry_id="r1", storage_options={"endpoint_url": s3_bucket.endpoint})
+    raced = []
+
+    def first(request: Any) -> bool:
+        if request.method == "POST" and "uploadId" in request.query and not raced:
+            raced.append(request)
+            other.put(from_bytes(DATA))
+        return False
+
+    with s3_proxy.fault("delay", when=first):
+        assert blobs.put(from_bytes(DATA)).digest == DIGEST
+    assert raced
+    assert blobs.read(DIGEST) == DATA
+    assert unfinished(s3_bucket) == 0
+
+
+def test_interrupted(s3_bucket: Bucket) -> None:
+    """Ctrl-C in the middle throws away what was sent, and gives the room back."""
+    blobs = store(s3_bucket)
+    seen = []
+
+    def stop(count: int) -> None:
+        seen.append(count)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        blobs.put(from_bytes(DATA), progress=stop)
+    assert unfinished(s3_bucket) == 0
+    assert ROOM._taken == 0
+    assert not s3_bucket.keys("blobs/r1/sha256")
+
+
+def test_a_slow_server_is_given_up(
+    s3_bucket: Bucket, s3_proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part whose answer does not come in time is an error in bounded time, not a wait for ever."""
+    monkeypatch.setattr(remote, "_PATIENCE", 1.0)
+    monkeypatch.setattr(remote, "_GRACE", 1.0)
+    monkeypatch.setattr(remote, "_SLOWEST", 8 << 20)
+    blobs = store(s3_bucket)
+    begun = time.monotonic()
+    with (
+        s3_proxy.fault("delay", when=lambda r: "partNumber" in r.query, times=None, seconds=8.0),
+        pytest.raises(ModelHubError, match="slow"),
+    ):
+        blobs.put(from_bytes(DATA))
+    assert time.monotonic() - begun < 30
+
+
+PEAK = """
+    import sys
+    from modelhub_sdk.blobs.store import BlobStore
+    from modelhub_sdk.blobs.sources import from_file
+    import s3fs
+    def high():
+        return int([l.split()[1] for l in open("/proc/self/status") if l.startswith("VmHWM")][0]) // 1024
+    blobs = BlobStore(sys.argv[1], registry_id="r1")
+    blobs.put(from_file(sys.argv[2] + "/small"))
+    before = high()
+    found = blobs.put_all([from_file(f"{sys.argv[2]}/{n}") for n in range(6)])
+    for file in found:
+        blobs.fetch(file.digest, file.size, sys.argv[2] + "/back" + file.path)
+    print(high() - before)
+"""
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux")
+def test_memory_is_bounded(s3_bucket: Bucket, tmp_path: Path) -> None:
+    """Six files of 40 MB at once, there and back, take no more memory than three of them."""
+    (tmp_path / "small").write_bytes(b"x")
+    for n in range(6):
+        (tmp_path / f"{n}").write_bytes(random.Random(n).randbytes(40 << 20))
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(PEAK), f"{s3_bucket.url}/blobs", tmp_path],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert int(done.stdout) < 110
