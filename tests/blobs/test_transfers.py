@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelhub_sdk.blobs import multipart, remote
-from modelhub_sdk.blobs.room import ROOM, Room
-from modelhub_sdk.blobs.sources import Source, StreamReader, from_bytes
+from modelhub_sdk.blobs.room import READING, SENDING, Room
+from modelhub_sdk.blobs.sources import Source, StreamReader, collect, from_bytes
 from modelhub_sdk.blobs.store import BlobStore
 from modelhub_sdk.errors import Conflict, ModelHubError, StoreUnavailable
 from tests.support.s3 import Bucket
@@ -93,7 +93,7 @@ def test_many_large_files_in_little_room(
     """Eight readers of many ranges in room for one, or two, all come to their end with the right bytes."""
     monkeypatch.setattr(remote, "_RANGE", 1 << 20)
     room = Room(size)
-    monkeypatch.setattr(remote, "ROOM", room)
+    monkeypatch.setattr(remote, "READING", room)
     blobs = store(s3_bucket)
     contents = [random.Random(n).randbytes((6 << 20) + n) for n in range(8)]
     files = blobs.put_all([from_bytes(data, f"f{n}") for n, data in enumerate(contents)])
@@ -114,6 +114,18 @@ def test_many_large_files_in_little_room(
     assert not errors
     assert [(tmp_path / f"{n}").read_bytes() for n in range(8)] == contents
     assert room._taken == 0
+
+
+@pytest.mark.timeout(60)
+def test_from_one_store_to_another(s3_bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who sends what it reads does not wait for itself: URLs of large objects become blobs, several at once."""
+    monkeypatch.setattr(remote, "READING", Room(4 << 20))
+    monkeypatch.setattr(multipart, "SENDING", Room(10 << 20))
+    for n in range(3):
+        s3_bucket.put(f"lake/{n}.bin", DATA[n:])
+    found = collect([f"{s3_bucket.url}/lake/{n}.bin" for n in range(3)])
+    files = store(s3_bucket).put_all(found)
+    assert [file.digest[7:] for file in files] == [hashlib.sha256(DATA[n:]).hexdigest() for n in range(3)]
 
 
 # --- parts -----------------------------------------------------------------------------------------------
@@ -181,7 +193,7 @@ def test_parts_that_keep_failing(
         blobs.put(from_bytes(DATA))
     assert not s3_bucket.keys("blobs/r1/sha256")
     assert unfinished(s3_bucket) == 0
-    assert ROOM._taken == 0
+    assert SENDING._taken == READING._taken == 0
     assert blobs.put(from_bytes(DATA)).digest == DIGEST
 
 
@@ -217,7 +229,7 @@ def test_interrupted(s3_bucket: Bucket) -> None:
     with pytest.raises(KeyboardInterrupt):
         blobs.put(from_bytes(DATA), progress=stop)
     assert unfinished(s3_bucket) == 0
-    assert ROOM._taken == 0
+    assert SENDING._taken == READING._taken == 0
     assert not s3_bucket.keys("blobs/r1/sha256")
 
 

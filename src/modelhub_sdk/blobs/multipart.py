@@ -11,7 +11,7 @@ from typing import Any
 
 from modelhub_sdk.blobs import disk
 from modelhub_sdk.blobs.disk import Progress, Reader
-from modelhub_sdk.blobs.room import ROOM
+from modelhub_sdk.blobs.room import SENDING
 
 _PART = 5 << 20  # bytes; S3 takes no smaller parts, and 10,000 of them
 _PARTS = 9_000
@@ -52,23 +52,23 @@ def upload(
         try:
             parts.append({"PartNumber": len(parts) + 1, "ETag": future.result()["ETag"]})
         finally:
-            ROOM.give(room)
+            SENDING.give(room)
         if progress is not None:
             progress(count)
 
     try:
         number = 0
         while True:
-            while len(under_way) >= _AHEAD or not ROOM.take(room, wait=not under_way):
+            while len(under_way) >= _AHEAD or not SENDING.take(room, wait=not under_way):
                 landed()  # our own parts make room, before we wait for others
             try:
                 data = _filled(reader, part_size)
             except BaseException:
-                ROOM.give(room)
+                SENDING.give(room)
                 raise
             hasher.update(data)
             if not data:
-                ROOM.give(room)
+                SENDING.give(room)
                 break
             number += 1
             sent = fs._call_s3("upload_part", **target, PartNumber=number, Body=data)
@@ -87,7 +87,7 @@ def upload(
     except BaseException:
         for future, _ in under_way:
             future.cancel()
-            ROOM.give(room)
+            SENDING.give(room)
         _aborted(fs, bucket, name, upload_id)
         raise
 

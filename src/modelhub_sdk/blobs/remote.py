@@ -25,7 +25,7 @@ from attrs import frozen
 
 from modelhub_sdk.blobs import disk, multipart
 from modelhub_sdk.blobs.disk import FdReader, Progress, Reader
-from modelhub_sdk.blobs.room import ROOM
+from modelhub_sdk.blobs.room import READING, SENDING
 from modelhub_sdk.blobs.sources import Source
 from modelhub_sdk.errors import (
     Conflict,
@@ -249,11 +249,11 @@ class RemoteBlobs:
     def put(self, source: Source, progress: Progress | None) -> tuple[str, int]:
         """Store the bytes of *source*; return digest and size."""
         if source.size is not None and self._at_once(source.size):
-            ROOM.take(2 * source.size)
+            SENDING.take(2 * source.size)
             try:
                 return self._put_whole(source, source.size, progress)
             finally:
-                ROOM.give(2 * source.size)
+                SENDING.give(2 * source.size)
         if not source.repeatable:
             return self._put_stream(source, progress)
         digest, size = _hash(source)
@@ -628,7 +628,7 @@ class _Ranges:
         self._let_go()
         while self._next < self._size and len(self._ahead) < (_AHEAD if self._several else 1):
             count = min(_RANGE, self._size - self._next)
-            if not ROOM.take(count, wait=not self._ahead):
+            if not READING.take(count, wait=False) and (self._ahead or not READING.force(count)):
                 break
             self._ahead.append((self._next, count, self._asked(self._next, count)))
             self._next += count
@@ -656,7 +656,7 @@ class _Ranges:
 
     def _let_go(self) -> None:
         if self._held:
-            ROOM.give(self._held)
+            READING.give(self._held)
             self._held = 0
 
     def finish(self) -> None:
@@ -669,7 +669,7 @@ class _Ranges:
             _, count, pending = self._ahead.pop()
             if pending is not None:
                 pending.cancel()
-            ROOM.give(count)
+            READING.give(count)
 
 
 class _Ranged(io.RawIOBase):

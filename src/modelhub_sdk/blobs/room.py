@@ -9,8 +9,8 @@ import threading
 class Room:
     """So many bytes, taken before they are allocated and given back when they are let go.
 
-    Whoever waits holds nothing that others wait for: a reader waits only for the piece that it needs next,
-    when it has no other; what is read or sent ahead is taken without waiting. So nobody waits for ever.
+    Nobody waits for ever: readers never wait (what they need next they take beyond the bound, what they would
+    read ahead they leave), and a sender waits for room only while it has none itself.
     """
 
     def __init__(self, size: int) -> None:
@@ -28,6 +28,12 @@ class Room:
             self._taken += count
             return True
 
+    def force(self, count: int) -> bool:
+        """Take *count* bytes in any case; return True."""
+        with self._changed:
+            self._taken += count
+        return True
+
     def give(self, count: int) -> None:
         """Give back what was taken."""
         with self._changed:
@@ -40,10 +46,14 @@ class Room:
         self._changed = threading.Condition()
 
 
-ROOM = Room(32 << 20)
-"""For the ranges that are read and the parts that are sent, of all files together."""
+READING = Room(32 << 20)
+"""For the ranges that are read, of all files together."""
+
+SENDING = Room(32 << 20)
+"""For what is sent. Apart: who sends what it reads would else wait for itself."""
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=ROOM.forked)
+    os.register_at_fork(after_in_child=READING.forked)
+    os.register_at_fork(after_in_child=SENDING.forked)
 
-__all__ = ["ROOM", "Room"]
+__all__ = ["READING", "SENDING", "Room"]
