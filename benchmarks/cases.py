@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import queue
 import shutil
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -472,6 +474,122 @@ def fresh_machine(folder: Path) -> Iterator[Result]:
     )  # fmt: skip
 
 
+_RATE = 100e6  # bytes a second: a gigabit
+
+
+@contextmanager
+def _wire(folder: Path, latency: float) -> Iterator[int]:
+    """Serve *folder* as a bucket at a gigabit a second; yield the port."""
+    code = [sys.executable, "-m", "benchmarks.wire", str(folder), str(_RATE), str(latency)]
+    root = Path(__file__).parent.parent
+    server = subprocess.Popen(code, stdout=subprocess.PIPE, text=True, cwd=root)
+    assert server.stdout is not None
+    try:
+        yield int(server.stdout.readline())
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
+
+
+def _raw(port: int, keys: list[tuple[str, int]]) -> float:
+    """Return the milliseconds of bare parallel GETs of *keys*, thrown away: what the wire gives."""
+    jobs: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
+    for key, size in keys:
+        step = 4 << 20
+        for start in range(0, max(size, 1), step):
+            jobs.put((key, f"bytes={start}-{min(start + step, size) - 1}"))
+
+    def work() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        while not jobs.empty():
+            with suppress(queue.Empty):
+                key, wanted = jobs.get_nowait() or ("", "")
+                connection.request("GET", f"/bucket/{key}", headers={"Range": wanted})
+                connection.getresponse().read()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+
+    def all_of_it() -> None:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    return wall(all_of_it)
+
+
+_COLD = """
+import sys, time
+import modelhub_sdk as hub
+from modelhub_sdk.blobs.store import BlobStore
+reg = hub.open("sqlite:///" + sys.argv[1], cache_dir=sys.argv[2])
+reg.version("m/v1")
+reg._core.blobs = BlobStore("s3://bucket", registry_id=reg._core.registry_id)
+reg._core.blobs.has("sha256:" + "0" * 64)  # connected, as the driver below is
+begun = time.perf_counter()
+reg.resolve("m/v1")
+print((time.perf_counter() - begun) * 1000)
+print([line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")][0])
+"""
+_S3FS = """
+import sys, time, s3fs
+fs = s3fs.S3FileSystem()
+keys = open(sys.argv[1]).read().split()
+fs.exists("bucket/none")
+begun = time.perf_counter()
+fs.get(["bucket/" + key for key in keys], [sys.argv[2] + "/" + key.replace("/", "_") for key in keys])
+print((time.perf_counter() - begun) * 1000)
+"""
+
+
+def cold_s3(folder: Path) -> Iterator[Result]:
+    """Resolve with an empty cache from an object store behind a gigabit wire: its speed, s3fs.get, and memory."""
+    import modelhub_sdk as hub
+
+    os.environ |= {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
+    small = 200 if quick() else 2_000
+    shapes: dict[str, tuple[dict[str, Any], float]] = {
+        "1 file of 512 MB": ({"m.bin": os.urandom((64 if quick() else 512) << 20)}, 0.02),
+        f"{small:,} files of 20 kB": ({f"{n}": os.urandom(20_000) for n in range(small)}, 0.02),
+        "8 files of 128 MB": ({f"{n}": os.urandom((16 if quick() else 128) << 20) for n in range(8)}, 0.02),
+    }
+    for name, (content, latency) in shapes.items():
+        place = folder / name.replace(" ", "-")
+        with hub.open(f"sqlite:///{place}/r.db", artifacts=place / "a", cache_dir=place / "none") as reg:
+            made = reg.register("m", content)
+            keys = [
+                (f"{reg._core.registry_id}/sha256/{file.digest[7:9]}/{file.digest[9:]}", file.size)
+                for file in made.files
+            ]
+        content.clear()
+        (place / "keys").write_text("\n".join(key for key, _ in keys))
+        with _wire(place / "a", latency) as port:
+            os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
+            ours, theirs, bare, memory = [], [], [], []
+            for n in range(1 if quick() else 3):
+                bare.append(_raw(port, keys))
+                out = _output(_COLD, f"{place}/r.db", f"{place}/cache{n}")
+                ours.append(float(out[0]))
+                memory.append(int(out[1]) / 1024)
+                (place / f"got{n}").mkdir()
+                theirs.append(float(_output(_S3FS, f"{place}/keys", f"{place}/got{n}")[0]))
+                shutil.rmtree(place / f"cache{n}")
+                shutil.rmtree(place / f"got{n}")
+        middle = statistics.median
+        yield Result(f"cold from S3, {name}", middle(ours), middle(bare), "bare parallel GETs", 1 / 0.9)
+        yield Result("  … against s3fs.get", middle(ours), middle(theirs), "s3fs.get, nothing verified", 1.0)
+        yield Result("  … peak memory", max(memory), 0, "the whole process", 150, "MB", "absolute")
+        shutil.rmtree(place)
+
+
+def _output(code: str, *arguments: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True
+    )
+    return done.stdout.split()
+
+
 ALL: dict[str, Callable[[Path], Iterator[Result]]] = {
     "imports": imports,
     "first_version": first_version,
@@ -482,4 +600,5 @@ ALL: dict[str, Callable[[Path], Iterator[Result]]] = {
     "resolution": resolution,
     "process": whole_process,
     "fresh": fresh_machine,
+    "s3": cold_s3,
 }

@@ -35,7 +35,7 @@ from attrs import frozen
 
 from modelhub_sdk.blobs import disk, staging
 from modelhub_sdk.blobs.disk import Progress, translated
-from modelhub_sdk.blobs.parallel import each
+from modelhub_sdk.blobs.parallel import THREADS, each
 from modelhub_sdk.blobs.store import BlobStore
 from modelhub_sdk.domain.entities import File
 from modelhub_sdk.errors import (
@@ -332,7 +332,10 @@ class Cache:
         missing = [file for file in unique if file.digest not in there]
         try:
             paths = each(
-                lambda f, step: self.fetch(f, store, progress=step, verify=verify), missing, progress
+                lambda f, step: self.fetch(f, store, progress=step, verify=verify),
+                missing,
+                progress,
+                threads=_threads(missing, store),
             )
         except StoreUnavailable as error:
             return self._overlay(error).fetch_all(files, store, progress=progress, verify=verify)
@@ -965,6 +968,14 @@ class Cache:
                     with contextlib.suppress(OSError):
                         found.append((name, os.lstat(os.path.join(folder, name)).st_size))
         return tuple(found)
+
+
+def _threads(files: Sequence[File], store: BlobStore) -> int:
+    """Return how many files to fetch at once: of small ones the latency counts, of large ones the memory."""
+    mean = sum(file.size for file in files) / max(len(files), 1)
+    if store.root is not None:
+        return THREADS
+    return 2 * THREADS if mean < 1 << 20 else THREADS // 2 if mean > 16 << 20 else THREADS
 
 
 def _check_verify(verify: Verify) -> None:

@@ -21,9 +21,13 @@ class _Stopped(BaseException):
 
 
 def each(
-    work: Callable[[T, Progress], R], items: Sequence[T], progress: Progress | None = None
+    work: Callable[[T, Progress], R],
+    items: Sequence[T],
+    progress: Progress | None = None,
+    *,
+    threads: int = THREADS,
 ) -> tuple[R, ...]:
-    """Return ``work(item, progress)`` of every item, in order, up to eight at a time.
+    """Return ``work(item, progress)`` of every item, in order, up to *threads* at a time.
 
     The first error, or Ctrl-C, stops the others at their next piece of progress; each cleans up
     before it is raised here. *progress* is called by one thread at a time.
@@ -56,25 +60,25 @@ def each(
                 errors[index] = exc
                 stop.set()
 
-    threads: list[threading.Thread] = []
+    started: list[threading.Thread] = []
     try:
         try:
-            for _ in range(min(THREADS, len(items)) if len(items) > 1 else 0):
+            for _ in range(min(threads, len(items)) if len(items) > 1 else 0):
                 thread = threading.Thread(target=worker, name="modelhub", daemon=True)
                 thread.start()
-                threads.append(thread)
+                started.append(thread)
         except (
             RuntimeError
         ):  # the interpreter is shutting down, or no more threads: with those that there are
             pass
-        if not threads:
+        if not started:
             worker()
-        for thread in threads:
+        for thread in started:
             thread.join()
     except BaseException:
         stop.set()
         end = time.monotonic() + _LEAVING
-        for thread in threads:  # who waits for a dead network notices later, and cleans up then
+        for thread in started:  # who waits for a dead network notices later, and cleans up then
             thread.join(max(0.0, end - time.monotonic()))
         raise
     if errors:

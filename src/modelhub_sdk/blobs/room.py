@@ -46,7 +46,7 @@ class Room:
         self._changed = threading.Condition()
 
 
-READING = Room(32 << 20)
+READING = Room(24 << 20)
 """For the ranges that are read, of all files together."""
 
 SENDING = Room(32 << 20)
