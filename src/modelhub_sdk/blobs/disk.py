@@ -24,6 +24,7 @@ from modelhub_sdk.errors import DigestMismatch, ModelHubError, NotFound, StoreUn
 Progress = Callable[[int], object]
 """Called with the number of bytes done since its last call."""
 
+_BIRTH = 1.0  # seconds for a thread to begin
 CHUNK = 1 << 20
 """Bytes moved at once. A copy holds four of these, whatever the file's size."""
 
@@ -380,12 +381,16 @@ class _Worker:
         self._jobs = queue.SimpleQueue()
         self.error: BaseException | None = None
         self._thread: threading.Thread | None = threading.Thread(target=self._run, daemon=True)
+        self._begun = threading.Event()
         try:
             self._thread.start()
+            if not self._begun.wait(_BIRTH):  # it died before it began
+                self._thread = None
         except RuntimeError:  # the interpreter is shutting down, or no more threads
             self._thread = None
 
     def _run(self) -> None:
+        self._begun.set()
         while (job := self._jobs.get()) is not None:
             self._do(*job)
 

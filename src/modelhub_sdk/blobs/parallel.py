@@ -13,6 +13,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 THREADS = 8
+_BIRTH = 1.0  # seconds for a thread to begin
 _LEAVING = 2.0  # seconds for the others to end after Ctrl-C
 
 
@@ -60,21 +61,28 @@ def each(
                 errors[index] = exc
                 stop.set()
 
+    begun = threading.Semaphore(0)
+
+    def begin() -> None:
+        begun.release()
+        worker()
+
     started: list[threading.Thread] = []
     try:
         try:
             for _ in range(min(threads, len(items)) if len(items) > 1 else 0):
-                thread = threading.Thread(target=worker, name="modelhub", daemon=True)
+                thread = threading.Thread(target=begin, name="modelhub", daemon=True)
                 thread.start()
                 started.append(thread)
+                # One after another: under a debugger, CPython 3.11 lets threads die that are born at once.
+                begun.acquire(timeout=_BIRTH)
         except (
             RuntimeError
         ):  # the interpreter is shutting down, or no more threads: with those that there are
             pass
-        if not started:
-            worker()
         for thread in started:
             thread.join()
+        worker()  # what is left, when there were no threads, or some died before they began
     except BaseException:
         stop.set()
         end = time.monotonic() + _LEAVING
