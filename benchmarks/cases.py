@@ -407,7 +407,6 @@ def slow(action):
 
 for name in ("get", "names", "create", "replace", "delete", "modified"):
     setattr(files.Disk, name, slow(getattr(files.Disk, name)))
-files.FileStore.__init__.__kwdefaults__ = {"read_only": False}
 made = files.FileStore.__init__
 files.FileStore.__init__ = lambda self, url, medium, *, parallel, read_only: made(
     self, url, medium, parallel=32, read_only=read_only
@@ -494,7 +493,7 @@ def _wire(folder: Path, latency: float) -> Iterator[int]:
 
 def _raw(port: int, keys: list[tuple[str, int]]) -> float:
     """Return the milliseconds of bare parallel GETs of *keys*, thrown away: what the wire gives."""
-    jobs: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
+    jobs: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
     for key, size in keys:
         step = 4 << 20
         for start in range(0, max(size, 1), step):
@@ -504,7 +503,7 @@ def _raw(port: int, keys: list[tuple[str, int]]) -> float:
         connection = http.client.HTTPConnection("127.0.0.1", port)
         while not jobs.empty():
             with suppress(queue.Empty):
-                key, wanted = jobs.get_nowait() or ("", "")
+                key, wanted = jobs.get_nowait()
                 connection.request("GET", f"/bucket/{key}", headers={"Range": wanted})
                 connection.getresponse().read()
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
-from attrs import evolve, frozen
+from attrs import asdict, evolve, fields, frozen
 
 from modelhub_sdk import resolver
 from modelhub_sdk.arguments import input_uri
@@ -53,7 +53,6 @@ _LARGEST_RECORD = 256 << 20  # bytes: millions of files
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _FLAGS = 0x800  # of a member: nothing but "its name is UTF-8"
 _PIECE = 1 << 20
-Names = Sequence[tuple[str, File]]
 
 
 @frozen
@@ -111,11 +110,7 @@ def pack(core: Core, uri: ModelURI) -> Bundle:
 
 def sources(blobs: BlobStore, bundle: Bundle) -> list[Source]:
     """Return the stored bytes of each of the members of *bundle*, to be stored elsewhere."""
-
-    def item(name: str, file: File) -> Source:
-        return Source(name, blobs.url, file.size, lambda: OwnReader(blobs.open(file.digest), name))
-
-    return [item(name, file) for name, file in bundle.members()]
+    return [blobs.source(evolve(file, path=name)) for name, file in bundle.members()]
 
 
 # --- into a registry ----------------------------------------------------------------------------------
@@ -127,7 +122,8 @@ class Arrival:
 
     origin: Origin
     name: str
-    files: Names
+    number: int
+    files: Sequence[tuple[str, File]]
     facts: Mapping[str, Any]
     texts: Mapping[str, str | None]
     fields: Mapping[str, Value | None]
@@ -140,17 +136,17 @@ class Arrival:
         return f"origin:{self.origin.chain}:{self.origin.uri}"
 
     def known(self, core: Core, view: View) -> int | None:
-        """Return the number under which it is here already: it arrived before, or never left."""
+        """Return the number under which it is here already: it arrived before, or never left.
+
+        `number` is the one that it has where it comes from.
+        """
         before = view.key("model:" + self.name, self.key)
         if before is not None:
             return before[1]
         if self.origin.registry != core.registry_id or self.origin.seq > view.head()[0]:
             return None
         own = next(iter(core.place.store.read(self.origin.seq - 1, limit=1)), None)
-        if own is None or own.chain != self.origin.chain:
-            return None
-        selector = parse_ref(self.origin.uri, kind="version").selector
-        return selector.number if isinstance(selector, Number) else None
+        return self.number if own is not None and own.chain == self.origin.chain else None
 
     def complete(self, events: Sequence[Event], seal: Sealer) -> list[Event]:
         """Return the events of the registration with all that came along."""
@@ -216,6 +212,7 @@ def arrival(bundle: Bundle) -> Arrival:
     return Arrival(
         origin=origin,
         name=name,
+        number=version.number,
         files=bundle.members(),
         facts={
             "metrics": normalise(version.metrics, "metrics"),
@@ -240,12 +237,8 @@ def store(core: Core, arriving: Arrival, items: Sequence[Source], progress: bool
     wanted: dict[str, tuple[File, Source]] = {}  # each content once
     for (_, file), item in zip(arriving.files, items, strict=True):
         wanted.setdefault(file.digest, (file, item))
-    blobs = core.artifacts()
     with bars.bar(sum(f.size for f, _ in wanted.values()), f"storing {arriving.name}", show=progress) as step:
-        stored = blobs.put_all([item for _, item in wanted.values()], progress=step)
-    for (file, item), got in zip(wanted.values(), stored, strict=True):
-        if (got.digest, got.size) != (file.digest, file.size):
-            raise disk.mismatch(file.digest, got.digest, item.origin, size=file.size, got=got.size)
+        core.artifacts().put_known(list(wanted.values()), progress=step)
     return tuple(file for name, file in arriving.files if name.startswith("files/"))
 
 
@@ -311,12 +304,7 @@ def _printed(bundle: Bundle) -> bytes:
     return codec.dumps(
         {
             "format": FORMAT,
-            "origin": {
-                "registry": bundle.origin.registry,
-                "uri": bundle.origin.uri,
-                "seq": bundle.origin.seq,
-                "chain": bundle.origin.chain,
-            },
+            "origin": asdict(bundle.origin),
             "version": codec.unstructure_version(bundle.version),
             "past": codec.unstructure_lineage(bundle.past),
         }
@@ -412,7 +400,7 @@ def _parsed(where: str, raw: Any) -> Bundle:
                 f"{shown(where, 200)} is a bundle of format {shown(raw['format'])}; this release reads {FORMAT}.",
                 hint="Upgrade: pip install -U modelhub-sdk",
             )
-        origin = Origin(**{name: raw["origin"][name] for name in ("registry", "uri", "seq", "chain")})
+        origin = Origin(**{one.name: raw["origin"][one.name] for one in fields(Origin)})
         if not (
             isinstance(origin.seq, int) and isinstance(origin.chain, str) and isinstance(origin.registry, str)
         ):

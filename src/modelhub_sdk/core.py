@@ -131,11 +131,6 @@ class Core:
             )
         return self.blobs
 
-    def driver_options(self, url: str) -> Mapping[str, Any]:
-        """Return the storage options of this handle for a *url* of the kind that they were meant for."""
-        mine = {self.url.partition("://")[0], self.artifacts().url.partition("://")[0]}
-        return self.options if url.partition("://")[0] in mine else {}
-
     def _elsewhere(self, digest: str) -> Sequence[Reference]:
         """Return where else the bytes of *digest* are, by reference, as the registry's settings allow now.
 
@@ -157,7 +152,10 @@ class Core:
         def leads_on(url: str) -> bool:
             return external.is_allowed(url.split("?")[0], prefixes)
 
-        return Reference(url, version, self.driver_options(url), leads_on)
+        # The storage options of this handle are for what they were meant for, not for every URL.
+        mine = {self.url.partition("://")[0], self.artifacts().url.partition("://")[0]}
+        options = self.options if url.partition("://")[0] in mine else {}
+        return Reference(url, version, options, leads_on)
 
     # --- reading -------------------------------------------------------------------------------
 

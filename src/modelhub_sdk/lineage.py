@@ -248,16 +248,7 @@ def record(core: Core, at: int, ref: object, uses: tuple[Use, ...]) -> LineageRe
         version = _version(view, node)
         if run_id is not None and runs.attempts(view, run_id):
             made = runs.run(view, run_id, lost=lost, document=core.document)
-            found = evolve(
-                found,
-                run=made,
-                code=made.code,
-                environment=made.environment,
-                params=made.params,
-                metrics=made.metrics,
-                inputs=made.inputs,
-                outputs=made.outputs,
-            )
+            found = evolve(_made_as(found, made, made), params=made.params, metrics=made.metrics)
         if version is not None:
             mine = tuple(RunInput(uri=uri) for uri in version.inputs)
             found = evolve(
@@ -270,17 +261,20 @@ def record(core: Core, at: int, ref: object, uses: tuple[Use, ...]) -> LineageRe
             )
             past = _past(view, version.model, version.number) if version.origin else None
             if past is not None:
-                found = evolve(
-                    found,
-                    run=past.run,
-                    code=past.code,
-                    environment=past.environment,
-                    inputs=past.inputs,
-                    outputs=past.outputs,
-                    datasets=past.datasets,
-                    history=past.history,
-                )
+                found = evolve(_made_as(found, past.run, past), datasets=past.datasets, history=past.history)
         return found
+
+
+def _made_as(found: LineageRecord, run: RunRecord | None, how: RunRecord | LineageRecord) -> LineageRecord:
+    """Return *found* with the run, code, environment, inputs and outputs of how it was made."""
+    return evolve(
+        found,
+        run=run,
+        code=how.code,
+        environment=how.environment,
+        inputs=how.inputs,
+        outputs=how.outputs,
+    )
 
 
 def _version(view: View, node: str) -> ModelVersion | None:

@@ -16,11 +16,10 @@ from typing import Any
 from modelhub_sdk import garbage
 from modelhub_sdk.blobs import disk
 from modelhub_sdk.blobs import progress as bars
-from modelhub_sdk.blobs.sources import OwnReader, Source
 from modelhub_sdk.blobs.store import BlobStore
 from modelhub_sdk.core import Core, artifacts_url, options_for
 from modelhub_sdk.domain import events as ev
-from modelhub_sdk.domain.entities import CopyReport
+from modelhub_sdk.domain.entities import CopyReport, File
 from modelhub_sdk.errors import Conflict, InvalidName, NotFound, StoreUnavailable, shown
 from modelhub_sdk.formats import codec
 from modelhub_sdk.ports import Record, SequenceTaken
@@ -155,15 +154,9 @@ def _send(
     source: BlobStore, target: BlobStore, digests: Sequence[str], sizes: Mapping[str, int], step: Any
 ) -> None:
     """Store blobs there that are here, several at once; each is read as what it is called or not at all."""
-
-    def item(digest: str) -> Source:
-        return Source(digest, source.url, sizes[digest], lambda: OwnReader(source.open(digest), digest))
-
-    stored = target.put_all([item(digest) for digest in digests], progress=step)
+    files = [File(digest, sizes[digest], digest) for digest in digests]
+    target.put_known([(file, source.source(file)) for file in files], progress=step)
     target.settled(digests)
-    for digest, file in zip(digests, stored, strict=True):
-        if file.digest != digest:  # what was stored instead is left to the garbage collection there
-            raise disk.mismatch(digest, file.digest, source.url)
 
 
 def _append(place: Place, record: Record) -> None:

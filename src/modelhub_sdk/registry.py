@@ -73,6 +73,7 @@ from modelhub_sdk.references import (
 from modelhub_sdk.uses import drain, inbox
 
 if TYPE_CHECKING:
+    from modelhub_sdk.blobs.elsewhere import Reference
     from modelhub_sdk.blobs.sources import Source
     from modelhub_sdk.bundles import Arrival
     from modelhub_sdk.domain.uri import ModelURI
@@ -360,8 +361,8 @@ class Registry(RegistryView):
             stored = blobs.put_all(found, progress=step)
         return self._event(name, stored, **common)
 
-    def _named(self, files: Any, ignore: Iterable[str]) -> dict[str, str]:
-        """Return path -> URL of what is to be kept by reference; see `blobs.elsewhere.named`."""
+    def _named(self, files: Any, ignore: Iterable[str]) -> dict[str, Reference]:
+        """Return path -> what is to be kept by reference; see `blobs.elsewhere.named`."""
         from modelhub_sdk.blobs import elsewhere
         from modelhub_sdk.domain import external
 
@@ -370,21 +371,24 @@ class Registry(RegistryView):
                 "ignore= is for folders that are copied.", hint="Name the URLs that are wanted."
             )
         prefixes = tuple(self.settings().get("external") or ())
-        return elsewhere.named(files, self._core.driver_options, lambda url: external.check(url, prefixes))
 
+        def refer(url: str) -> Reference:
+            external.check(url, prefixes)
+            return self._core.reference(url, None, prefixes)
+
+        return elsewhere.named(files, refer)
+
+    @staticmethod
     def _measured(
-        self, name: str, named: Mapping[str, str], progress: bool | None
+        name: str, named: Mapping[str, Reference], progress: bool | None
     ) -> tuple[tuple[File, ...], tuple[ev.External, ...]]:
         """Read what is named once, several at a time; return the files of a version, and where they are."""
         from modelhub_sdk.blobs import elsewhere, parallel
         from modelhub_sdk.blobs import progress as bars
 
-        prefixes = tuple(self.settings().get("external") or ())
-
         def one(path: str, step: Any) -> tuple[File, ev.External]:
-            url = named[path]
-            digest, size, version = elsewhere.measured(self._core.reference(url, None, prefixes), step)
-            return File(path, size, digest), ev.External(path, digest, url, version)
+            digest, size, version = elsewhere.measured(named[path], step)
+            return File(path, size, digest), ev.External(path, digest, named[path].url, version)
 
         with bars.bar(None, f"reading {name}", show=progress) as step:
             found = parallel.each(one, list(named), step)

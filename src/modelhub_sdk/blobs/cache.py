@@ -339,9 +339,8 @@ class Cache:
             )
         except StoreUnavailable as error:
             return self._overlay(error).fetch_all(files, store, progress=progress, verify=verify)
-        if limit is not None and self._fetched != before:
-            with contextlib.suppress(ModelHubError), self.lease(unique):
-                self.prune(limit, unfinished=False)
+        if self._fetched != before:
+            self._kept_within(limit, unique)
         return there | {file.digest: path for file, path in zip(missing, paths, strict=True)}
 
     def take(
@@ -379,10 +378,14 @@ class Cache:
             path = self.get(digest, got) or self._published(temporary, digest, facts)
         finally:
             disk.remove(temporary)
-        if limit is not None:
-            with contextlib.suppress(ModelHubError), self.lease([File("", got, digest)]):
-                self.prune(limit, unfinished=False)
+        self._kept_within(limit, [File("", got, digest)])
         return digest, got, path
+
+    def _kept_within(self, limit: int | None, files: Sequence[File]) -> None:
+        """Keep the bound after a transfer of *files*, which stay."""
+        if limit is not None:
+            with contextlib.suppress(ModelHubError), self.lease(files):
+                self.prune(limit, unfinished=False)
 
     def _sealed(self, fd: int) -> tuple[int, int, int]:
         """Make what was written durable and read-only; return its facts."""

@@ -145,13 +145,11 @@ def measured(one: Reference, progress: Progress | None) -> tuple[str, int, str |
     return digest, size, state.version
 
 
-def named(
-    files: Any, options: Callable[[str], Mapping[str, Any]], allowed: Callable[[str], None]
-) -> dict[str, str]:
-    """Return path in the version -> URL of what is to be kept by reference, ordered by path.
+def named(files: Any, refer: Callable[[str], Reference]) -> dict[str, Reference]:
+    """Return path in the version -> what is to be kept by reference, ordered by path.
 
     *files* is a URL, a list of URLs, or a mapping from paths to URLs; a URL that ends with a slash means all
-    objects below. *allowed* raises for a URL that may not be named; nothing is asked before it was.
+    objects below. *refer* raises for a URL that may not be named; nothing is asked before it was.
 
     Raises:
         InvalidDocument: it is anything else: bytes, files and folders of this machine are copied.
@@ -163,36 +161,36 @@ def named(
         pairs = [(names.check_path(path), url) for path, url in files.items()]
     else:
         pairs = [(None, url) for url in (files if isinstance(files, (list, tuple)) else [files])]
-    found: dict[str, str] = {}
+    found: dict[str, Reference] = {}
     for path, url in pairs:
         if not isinstance(url, str) or "://" not in url:
             raise InvalidDocument(
                 f"With copy=False a version names URLs, and {shown(url)} is none.",
                 hint="Leave copy=False away: then the bytes are copied into the registry.",
             )
-        allowed(url)
-        for name, one in _below(url, options(url)) if url.endswith("/") else [(url.rpartition("/")[2], url)]:
-            allowed(one)
-            good = name if path is None else path if not url.endswith("/") else f"{path}/{name}"
-            if found.setdefault(names.check_path(good), one) != one:
+        folder = url.endswith("/")
+        for name in _below(refer(url)) if folder else [url.rpartition("/")[2]]:
+            good = name if path is None else f"{path}/{name}" if folder else path
+            one = refer(url + name if folder else url)
+            if found.setdefault(names.check_path(good), one).url != one.url:
                 raise InvalidName(f"Two files would be called {shown(good)}.", hint="Pass {path: URL}.")
     names.check_paths(found)
     return dict(sorted(found.items()))
 
 
-def _below(url: str, options: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return name and URL of the objects below *url*."""
-    if url.lower().startswith(("http://", "https://")):
-        raise InvalidDocument(f"{shown(url, 300)} names no file.", hint="Name the files one by one.")
-    fs, top = remote.open_filesystem(url, dict(options))
+def _below(one: Reference) -> list[str]:
+    """Return the names of the objects below a URL that ends with a slash."""
+    if one.is_web:
+        raise InvalidDocument(f"{shown(one.url, 300)} names no file.", hint="Name the files one by one.")
+    fs, top = remote.open_filesystem(one.url, dict(one.options))
     top = top.rstrip("/") + "/"
     try:
-        keys = remote.patiently(lambda: fs.find(top), "list", url)
+        keys = remote.patiently(lambda: fs.find(top), "list", one.url)
     except FileNotFoundError:
         keys = []
     if not keys:
-        raise NotFound(f"There is nothing below {shown(url, 300)}.", hint="Check the URL.")
-    return [(key.removeprefix(top), url + key.removeprefix(top)) for key in sorted(keys)]
+        raise NotFound(f"There is nothing below {shown(one.url, 300)}.", hint="Check the URL.")
+    return [key.removeprefix(top) for key in sorted(keys)]
 
 
 __all__ = ["Reference", "measured", "named"]

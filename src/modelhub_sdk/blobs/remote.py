@@ -628,8 +628,10 @@ class _Ranges:
         self._let_go()
         while self._next < self._size and len(self._ahead) < (_AHEAD if self._several else 1):
             count = min(_RANGE, self._size - self._next)
-            if not READING.take(count, wait=False) and (self._ahead or not READING.force(count)):
-                break
+            if not READING.take(count, wait=False):
+                if self._ahead:
+                    break
+                READING.force(count)  # what is needed next waits for nobody
             self._ahead.append((self._next, count, self._asked(self._next, count)))
             self._next += count
         if not self._ahead:

@@ -28,11 +28,10 @@ class Room:
             self._taken += count
             return True
 
-    def force(self, count: int) -> bool:
-        """Take *count* bytes in any case; return True."""
+    def force(self, count: int) -> None:
+        """Take *count* bytes in any case."""
         with self._changed:
             self._taken += count
-        return True
 
     def give(self, count: int) -> None:
         """Give back what was taken."""

@@ -134,6 +134,25 @@ class BlobStore:
             return tuple(self.put(item, progress=progress) for item in items)
         return each(lambda item, step: self.put(item, progress=step), items, progress)
 
+    def source(self, file: File) -> Source:
+        """Return the stored bytes of *file*, to be stored elsewhere under its path."""
+        return Source(
+            file.path, self.url, file.size, lambda: sources.OwnReader(self.open(file.digest), file.path)
+        )
+
+    def put_known(self, items: Sequence[tuple[File, Source]], *, progress: Progress | None = None) -> None:
+        """Store bytes of which it is known what they must be, several at a time.
+
+        Raises as `put` does, and:
+
+        Raises:
+            DigestMismatch: some are others. What was stored instead is left to the garbage collection.
+        """
+        stored = self.put_all([source for _, source in items], progress=progress)
+        for (file, source), got in zip(items, stored, strict=True):
+            if (got.digest, got.size) != (file.digest, file.size):
+                raise disk.mismatch(file.digest, got.digest, source.origin, size=file.size, got=got.size)
+
     def put_bytes(self, data: bytes) -> str:
         """Store *data* and return its digest; raises as `put` does."""
         return self.put(sources.from_bytes(data)).digest

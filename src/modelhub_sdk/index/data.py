@@ -13,6 +13,7 @@ from modelhub_sdk.domain.values import Frozen
 from modelhub_sdk.formats import codec, manifest
 from modelhub_sdk.index import search
 from modelhub_sdk.index.queries import View, all_values, field_values, seals_in, text_value
+from modelhub_sdk.index.sql import parts
 
 _DATUM_ALIASES = "datum"
 
@@ -166,10 +167,8 @@ def homes(view: View, digests: Iterable[str], besides: str) -> dict[str, str]:
     it, of those that the run *besides* has not made itself.
     """
     found: dict[str, str] = {}
-    wanted = sorted(set(digests))
-    for start in range(0, len(wanted), 200):
-        part = wanted[start : start + 200]
-        some = f"IN ({', '.join('?' * len(part))}) AND {{t}}.seq <= ? AND ({{t}}.run_id IS NULL OR {{t}}.run_id <> ?)"
+    for part, marks in parts(sorted(set(digests))):
+        some = f"IN ({marks}) AND {{t}}.seq <= ? AND ({{t}}.run_id IS NULL OR {{t}}.run_id <> ?)"
         bound = [*part, view.at, besides]
         for digest, id_ in view.sql.all(
             f"SELECT d.digest, d.id FROM @datum d WHERE d.digest {some.format(t='d')} ORDER BY d.seq, d.id",

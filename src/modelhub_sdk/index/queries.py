@@ -30,7 +30,7 @@ from modelhub_sdk.formats import codec
 from modelhub_sdk.index import search
 from modelhub_sdk.index.fold import GARBAGE, REGISTRY, micros
 from modelhub_sdk.index.schema import FOREVER
-from modelhub_sdk.index.sql import Sql
+from modelhub_sdk.index.sql import Sql, parts
 
 NOW = FOREVER - 1
 """The seq of a view that shows all that is there."""
@@ -42,8 +42,6 @@ _LATEST = (
     " AND a.number = f.number AND a.name = 'archived' AND a.since <= ? AND a.until > ?)"
     " ORDER BY f.number DESC LIMIT 1"
 )
-_CHUNK = 200
-
 Key = tuple[str, int]
 
 
@@ -222,14 +220,11 @@ class View:
     def _load_models(self, names: Sequence[str]) -> list[Model]:
         """Return models, each question asked once for all of them."""
         found: list[Model] = []
-        for start in range(0, len(names), _CHUNK):
-            found += self._load_models_chunk(names[start : start + _CHUNK])
+        for part, marks in parts(names):
+            found += self._load_models_chunk(part, f"({marks})")
         return found
 
-    def _load_models_chunk(self, names: Sequence[str]) -> list[Model]:
-        if not names:
-            return []
-        marks = f"({', '.join('?' * len(names))})"
+    def _load_models_chunk(self, names: Sequence[str], marks: str) -> list[Model]:
         now = [self.at, self.at]
         live = (
             f"FROM @fact f WHERE f.model IN {marks} AND f.name = 'status' AND f.since <= ? AND f.until > ?"
@@ -504,10 +499,9 @@ class View:
         """Return those of *digests* that are of a file which was not purged (and stands in the index)."""
         wanted = sorted(digests)
         kept: set[str] = set()
-        for start in range(0, len(wanted), _CHUNK):
-            part = wanted[start : start + _CHUNK]
+        for part, marks in parts(wanted):
             rows = self.sql.all(
-                f"SELECT DISTINCT f.digest FROM @file f WHERE f.digest IN ({', '.join('?' * len(part))})"
+                f"SELECT DISTINCT f.digest FROM @file f WHERE f.digest IN ({marks})"
                 " AND NOT EXISTS (SELECT 1 FROM @fact p WHERE p.model = f.model AND p.number = f.number"
                 " AND (p.name = 'purged' OR p.name = 'purged:' || f.path) AND p.until = ?)",
                 *part,
@@ -537,10 +531,7 @@ class View:
         if digests is None:
             rows = self.sql.all(start, GARBAGE, FOREVER)
         elif self.sql.one(start + " LIMIT 1", GARBAGE, FOREVER):
-            wanted = sorted(digests)
-            for at in range(0, len(wanted), _CHUNK):
-                part = wanted[at : at + _CHUNK]
-                marks = ", ".join("?" * len(part))
+            for part, marks in parts(sorted(digests)):
                 rows += self.sql.all(f"{start} AND name IN ({marks})", GARBAGE, FOREVER, *part)
         found = {}
         for name, value, since in rows:
@@ -656,9 +647,7 @@ class View:
     def used_ids(self, ids: Sequence[str]) -> dict[str, datetime]:
         """Return those of *ids* that are in the journal, with the time of their entry."""
         found: dict[str, datetime] = {}
-        for start in range(0, len(ids), _CHUNK):
-            part = ids[start : start + _CHUNK]
-            marks = ", ".join("?" * len(part))
+        for part, marks in parts(ids):
             for one, at in self.sql.all(
                 f"SELECT u.id, e.at FROM @used u JOIN @entry e ON e.seq = u.seq WHERE u.id IN ({marks})",
                 *part,
@@ -765,13 +754,11 @@ class View:
 
     def _load(self, keys: Sequence[Key]) -> list[ModelVersion]:
         found: list[ModelVersion] = []
-        for start in range(0, len(keys), _CHUNK):
-            found += self._load_chunk(keys[start : start + _CHUNK])
+        for part, _marks in parts(keys):
+            found += self._load_chunk(part)
         return found
 
     def _load_chunk(self, keys: Sequence[Key]) -> list[ModelVersion]:
-        if not keys:
-            return []
         some = _Some(keys)
         versions = {
             (row[0], row[1]): (*row[2:6], _registered(row[6]))
@@ -839,11 +826,8 @@ class View:
 
     def entries(self, seqs: Iterable[int]) -> dict[int, tuple[datetime, str, str]]:
         """Return (time, actor's seal, via) of entries."""
-        wanted = sorted(set(seqs))
         found: dict[int, tuple[datetime, str, str]] = {}
-        for start in range(0, len(wanted), _CHUNK):
-            part = wanted[start : start + _CHUNK]
-            marks = ", ".join("?" * len(part))
+        for part, marks in parts(sorted(set(seqs))):
             for seq, at, actor, via in self.sql.all(
                 f"SELECT seq, at, actor, via FROM @entry WHERE seq IN ({marks})", *part
             ):
@@ -852,11 +836,8 @@ class View:
 
     def texts(self, seals: Iterable[str | None]) -> dict[str, str]:
         """Return the texts behind *seals*; erased ones are missing."""
-        wanted = sorted({seal for seal in seals if seal})
         found: dict[str, str] = {}
-        for start in range(0, len(wanted), _CHUNK):
-            part = wanted[start : start + _CHUNK]
-            marks = ", ".join("?" * len(part))
+        for part, marks in parts(sorted({seal for seal in seals if seal})):
             found.update(self.sql.all(f"SELECT seal, body FROM @text WHERE seal IN ({marks})", *part))
         return found
 

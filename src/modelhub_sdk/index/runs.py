@@ -17,6 +17,7 @@ from modelhub_sdk.domain.values import Frozen
 from modelhub_sdk.formats import codec
 from modelhub_sdk.index import data, fold, search
 from modelhub_sdk.index.queries import View, all_values
+from modelhub_sdk.index.sql import parts
 
 Document = Callable[[str], bytes]
 """Returns the bytes of a document by its digest."""
@@ -155,12 +156,11 @@ def seen_at(view: View, urls: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Return URL -> (digest of the bytes, id of the run) as a run has last recorded them."""
     names = {fold.seen_at(url): url for url in urls}
     found = {}
-    for start in range(0, len(names), 500):
-        chunk = list(names)[start : start + 500]
+    for part, marks in parts(list(names)):
         rows = view.sql.all(
-            f"SELECT model, value FROM @fact WHERE model IN ({', '.join('?' * len(chunk))}) AND number = 0"
+            f"SELECT model, value FROM @fact WHERE model IN ({marks}) AND number = 0"
             " AND name = 'seen' AND since <= ? AND until > ?",
-            *chunk,
+            *part,
             view.at,
             view.at,
         )

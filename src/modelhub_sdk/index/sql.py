@@ -9,10 +9,20 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from modelhub_sdk.index.schema import PREFIX
+
+_PART = 200  # values in one IN (...)
+T = TypeVar("T")
+
+
+def parts(items: Sequence[T]) -> Iterator[tuple[Sequence[T], str]]:
+    """Yield *items* in parts that one ``IN (...)`` takes, each with its question marks."""
+    for start in range(0, len(items), _PART):
+        part = items[start : start + _PART]
+        yield part, ", ".join("?" * len(part))
 
 
 @functools.lru_cache(maxsize=2048)

@@ -168,8 +168,7 @@ class FileStore:
 
     def _plain(self, folder: int) -> bytes | None:
         """Return the entries of a full folder as a pack holds them, None when one is not there."""
-        with ThreadPoolExecutor(max_workers=self._parallel) as threads:
-            found = list(threads.map(self._get, _numbers(folder)))
+        found = self._gets(_numbers(folder))
         records = [record for record in found if record is not None]
         return b"".join(map(_printed, records)) if len(records) == len(found) else None
 
@@ -182,14 +181,17 @@ class FileStore:
         while (end is None or seq <= end) and f"{seq:010d}.json" in there:
             wanted.append(seq)
             seq += 1
-        with ThreadPoolExecutor(max_workers=self._parallel) as threads:
-            found = list(threads.map(self._get, wanted))
         records = []
-        for record in found:
+        for record in self._gets(wanted):
             if record is None:
                 break
             records.append(record)
         return records
+
+    def _gets(self, numbers: Sequence[int]) -> list[Record | None]:
+        """Return these records, read in parallel."""
+        with ThreadPoolExecutor(max_workers=self._parallel) as threads:
+            return list(threads.map(self._get, numbers))
 
     def _get(self, seq: int) -> Record | None:
         name = _entry_name(seq)

@@ -137,8 +137,8 @@ class Shelf:
             return
         with suppress(ModelHubError, SequenceTaken):
             marks = self._marks(folder)
-            plain = content()
-            if plain is None or folder in self.packs():
+            plain = None if folder in self.packs() else content()
+            if plain is None:
                 return
             data = zlib.compress(plain, 6)
             name = f"packs/{folder:07d}-{marks}-{hashlib.sha256(data).hexdigest()}.z"
