@@ -7,7 +7,6 @@ import pickle
 import shutil
 import stat
 import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 
 from modelhub_sdk.blobs.cache import Cache
+from tests.support.disks import mounted
 
 ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 NOBODY = 65534
@@ -85,17 +85,8 @@ def forked() -> Callable[[Callable[[], Any]], Any]:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Yield a file system of 8 MB of its own (needs root on Linux)."""
-    if not (ROOT and sys.platform.startswith("linux")):
-        pytest.skip("mounting needs root on Linux")
-    folder = tmp_path / "small"
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True
-    )
-    if done.returncode:
-        pytest.skip("mounting is not allowed here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=False)
+    with mounted(tmp_path / "small", "size=8m") as folder:
+        yield folder
 
 
 def kill_when(process: subprocess.Popen[str], begun: Callable[[], object], later: float) -> None:

@@ -33,6 +33,7 @@ from modelhub_sdk.errors import (
     StoreUnavailable,
 )
 from modelhub_sdk.formats import manifest
+from tests.support.threads import at_once
 
 
 def pattern(size: int, seed: int = 0) -> bytes:
@@ -425,22 +426,12 @@ def test_threads_fetch_once(cache: Cache, store: Counting) -> None:
     """Thirty-two threads with a cold cache: one transfer each blob, all right."""
     store.slow = 0.05
     files = store.put_all([from_bytes(pattern(3000 + n, n), str(n)) for n in range(4)])
-    wrong: list[Any] = []
 
     def work(n: int) -> None:
-        try:
-            file = files[n % 4]
-            if cache.fetch(file, store).read_bytes() != pattern(file.size, n % 4):
-                wrong.append(file)
-        except BaseException as exc:
-            wrong.append(exc)
+        file = files[n % 4]
+        assert cache.fetch(file, store).read_bytes() == pattern(file.size, n % 4)
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(32)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    at_once(32, work)
     assert len(store.fetched) == 4
 
 
@@ -464,17 +455,13 @@ def test_a_lock_that_is_removed_meanwhile_is_taken_anew(cache: Cache, store: Cou
             store.fail = [StoreUnavailable("for once")] if fails else []
             errors: list[BaseException] = []
 
-            def work(file: File = file, errors: list[BaseException] = errors) -> None:
+            def work(_n: int, file: File = file, errors: list[BaseException] = errors) -> None:
                 try:
                     cache.fetch(file, store)
                 except StoreUnavailable as error:
                     errors.append(error)
 
-            threads = [threading.Thread(target=work) for _ in range(12)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            at_once(12, work)
             assert len(store.fetched) == 1 + fails
             assert len(errors) == fails
     finally:
@@ -650,24 +637,14 @@ def test_without_hard_links_files_are_copied(
 
 def test_many_make_one_folder(cache: Cache, store: Counting, files: tuple[File, ...]) -> None:
     """Threads and caches that make the same folder at once all get it whole."""
-    wrong: list[Any] = []
 
-    def work() -> None:
-        try:
-            folder = Cache(cache.path).folder(files, store)
-            if (folder / "d" / "é.bin").read_bytes() != pattern(70_000, 1):
-                wrong.append(folder)
-        except BaseException as exc:
-            wrong.append(exc)
+    def work(_n: int) -> None:
+        folder = Cache(cache.path).folder(files, store)
+        assert (folder / "d" / "é.bin").read_bytes() == pattern(70_000, 1)
 
     for _ in range(5):
-        threads = [threading.Thread(target=work) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        at_once(8, work)
         cache.clear()
-    assert wrong == []
 
 
 # --- the whole

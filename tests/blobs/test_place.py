@@ -32,6 +32,7 @@ from modelhub_sdk.errors import (
     NotFound,
     StoreUnavailable,
 )
+from tests.support.disks import mounted
 
 
 def pattern(size: int, seed: int = 0) -> bytes:
@@ -624,14 +625,8 @@ def fixed(request: pytest.FixtureRequest, target: Path, monkeypatch: pytest.Monk
     """Yield a target that exists and cannot be replaced as a whole."""
     target.mkdir(parents=True)
     if request.param == "mount point":
-        if os.geteuid() != 0 or not sys.platform.startswith("linux"):
-            pytest.skip("mounting needs root on Linux")
-        if subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(target)], check=False
-        ).returncode:
-            pytest.skip("mounting is not allowed here")
-        yield target
-        subprocess.run(["umount", "-l", str(target)], check=False)
+        with mounted(target, "size=8m"):
+            yield target
     elif request.param == "read-only parent":
         real = os.mkdir
 

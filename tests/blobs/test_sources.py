@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import errno
-import http.server
 import io
 import os
 import socket
 import stat
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from modelhub_sdk.errors import (
     NotFound,
     StoreUnavailable,
 )
+from tests.support.web import Quiet, serving
 
 
 def content(source: sources.Source) -> bytes:
@@ -469,8 +468,8 @@ def test_ctrl_c_in_a_stream_passes() -> None:
 # --- URLs
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
+class Handler(Quiet):
+    def answer(self) -> None:
         if self.path.startswith("/to/"):
             self.send_response(302)
             self.send_header("Location", self.path[4:])
@@ -485,18 +484,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b"data")
 
-    def log_message(self, *args: object) -> None:
-        pass
-
 
 @pytest.fixture
 def web() -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with serving(Handler) as url:
+        yield url
 
 
 def test_a_web_file_is_read_under_our_name(web: str) -> None:

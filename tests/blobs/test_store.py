@@ -34,6 +34,7 @@ from modelhub_sdk.errors import (
     NotFound,
     StoreUnavailable,
 )
+from tests.support.threads import at_once
 
 SIZES = [0, 1, 1000, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, (5 << 20) + 3]
 
@@ -302,23 +303,14 @@ def test_stores_survive_a_fork(store: BlobStore, forked: Callable[..., Any]) -> 
 def test_threads_share_a_handle(store: BlobStore) -> None:
     """Sixteen threads read and write at once, each its own bytes (some drivers share file positions)."""
     data = [pattern(50_000 + n, n) for n in range(16)]
-    failed: list[BaseException] = []
 
     def work(n: int) -> None:
-        try:
-            for _ in range(5):
-                digest = store.put_bytes(data[n])
-                assert store.read(digest) == data[n]
-                assert store.read(store.put_bytes(data[0])) == data[0]
-        except BaseException as exc:
-            failed.append(exc)
+        for _ in range(5):
+            digest = store.put_bytes(data[n])
+            assert store.read(digest) == data[n]
+            assert store.read(store.put_bytes(data[0])) == data[0]
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failed == []
+    at_once(16, work)
 
 
 # --- names

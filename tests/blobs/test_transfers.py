@@ -24,6 +24,7 @@ from modelhub_sdk.blobs.store import BlobStore
 from modelhub_sdk.errors import Conflict, ModelHubError, StoreUnavailable
 from tests.support.s3 import Bucket
 from tests.support.s3proxy import S3Proxy, puts
+from tests.support.threads import at_once
 
 DATA = random.Random(3).randbytes((37 << 20) + 5)
 DIGEST = "sha256:" + hashlib.sha256(DATA).hexdigest()
@@ -51,7 +52,7 @@ def test_room_is_never_exceeded(sizes: list[int], threads: int) -> None:
     lock = threading.Lock()
     waiting = iter(sizes)
 
-    def work() -> None:
+    def work(_n: int) -> None:
         nonlocal most, out
         while True:
             with lock:
@@ -67,12 +68,7 @@ def test_room_is_never_exceeded(sizes: list[int], threads: int) -> None:
                 out -= size
             room.give(size)
 
-    workers = [threading.Thread(target=work) for _ in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(20)
-        assert not worker.is_alive()
+    at_once(threads, work, timeout=20)
     assert most <= 8
 
 
@@ -97,21 +93,7 @@ def test_many_large_files_in_little_room(
     blobs = store(s3_bucket)
     contents = [random.Random(n).randbytes((6 << 20) + n) for n in range(8)]
     files = blobs.put_all([from_bytes(data, f"f{n}") for n, data in enumerate(contents)])
-    errors: list[BaseException] = []
-
-    def fetch(n: int) -> None:
-        try:
-            blobs.fetch(files[n].digest, files[n].size, tmp_path / f"{n}")
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=fetch, args=(n,)) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive()
-    assert not errors
+    at_once(8, lambda n: blobs.fetch(files[n].digest, files[n].size, tmp_path / f"{n}"), timeout=60)
     assert [(tmp_path / f"{n}").read_bytes() for n in range(8)] == contents
     assert room._taken == 0
 

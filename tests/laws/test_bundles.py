@@ -9,7 +9,6 @@ import struct
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -35,6 +34,7 @@ from modelhub_sdk.errors import (
     StoreUnavailable,
 )
 from tests.support.homes import ALL, Home, check_sound
+from tests.support.threads import at_once
 
 MakeHome = Callable[[str], Home]
 RECORD = "modelhub-bundle.json"
@@ -271,15 +271,11 @@ def test_racing_imports(lab: Registry, prod: Registry, tmp_path: Path) -> None:
     lab.export_bundle("churn/v1", "b.zip")
     found = []
 
-    def once() -> None:
+    def once(_n: int) -> None:
         with hub.open("sqlite:///prod.db", cache_dir=tmp_path / "cache") as reg:
             found.append(reg.import_bundle("b.zip").number)
 
-    threads = [threading.Thread(target=once) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(8, once)
     assert found == [1] * 8
     assert prod.model("churn").last_number == 1
 

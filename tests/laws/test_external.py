@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import os
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from modelhub_sdk.errors import (
     Purged,
 )
 from tests.support.homes import ALL, Home, check_sound
+from tests.support.web import Quiet, serving
 
 MakeHome = Callable[[str], Home]
 
@@ -274,11 +273,11 @@ class Web:
     def __init__(self) -> None:
         self.data = os.urandom(300_000)
         self.ranges = True
-        self.leads_to = ""
+        self.leads_to = self.url = ""
         web = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
+        class Handler(Quiet):
+            def answer(self) -> None:
                 if self.path == "/files/moved.bin":
                     self.send_response(302)
                     self.send_header("Location", web.leads_to)
@@ -292,19 +291,14 @@ class Web:
                 self.end_headers()
                 self.wfile.write(web.data[start:])
 
-            def log_message(self, *_: Any) -> None: ...
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.handler = Handler
 
 
 @pytest.fixture
 def web() -> Iterator[Web]:
     found = Web()
-    yield found
-    found.server.shutdown()
-    found.server.server_close()
+    with serving(found.handler) as found.url:
+        yield found
 
 
 @pytest.mark.parametrize("ranges", [True, False])

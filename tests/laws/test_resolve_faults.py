@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -29,9 +28,11 @@ from modelhub_sdk.errors import (
     NotFound,
     StoreUnavailable,
 )
+from tests.support.disks import mounted
 from tests.support.homes import files_in
 from tests.support.s3 import Bucket
 from tests.support.s3proxy import S3Proxy, gets
+from tests.support.threads import at_once
 
 BIG = random.Random(7).randbytes((9 << 20) + 12_345)
 FILES = {"big.bin": BIG, "sub/small.json": b'{"a": 1}' * 100, "empty": b""}
@@ -321,15 +322,9 @@ def test_no_room_for_a_file(reg: Registry, tmp_path: Path) -> None:
     assert not left
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs to mount")
 def test_a_full_disk(reg: Registry, tmp_path: Path) -> None:
     """On a disk without room: a clear error, and it works with room again."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting is not allowed here")
-    try:
+    with mounted(tmp_path / "disk", "size=4m") as disk:
         with hub.open(f"sqlite:///{tmp_path}/r.db", cache_dir=disk / "cache") as full:
             with pytest.raises(StoreUnavailable, match="(?i)space"):
                 full.resolve("m/v1")
@@ -340,23 +335,13 @@ def test_a_full_disk(reg: Registry, tmp_path: Path) -> None:
         reg.resolve("m/v1", into=disk / "into", link="copy")
         with hub.open(f"sqlite:///{tmp_path}/r.db", cache_dir=disk / "cache") as full:
             assert full.resolve("m/v1").files
-    finally:
-        subprocess.run(["umount", "-l", disk], check=False)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs to mount")
 def test_a_read_only_target(reg: Registry, tmp_path: Path) -> None:
     """A target on a read-only disk is one clear error; the version is in the cache all the same."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", disk], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting is not allowed here")
-    try:
+    with mounted(tmp_path / "disk", "ro") as disk:
         with pytest.raises(ModelHubError, match="(?i)read-only|cannot"):
             reg.resolve("m/v1", into=disk / "into")
-    finally:
-        subprocess.run(["umount", "-l", disk], check=False)
     assert reg.resolve("m/v1").files
 
 
@@ -378,21 +363,12 @@ def test_clock_jumps(jump: timedelta, reg: Registry, tmp_path: Path, monkeypatch
     assert reg._core.cache().verify() == ()
 
 
-def test_a_thread_that_is_late(reg: Registry, tmp_path: Path) -> None:
+def test_many_threads(reg: Registry, tmp_path: Path) -> None:
     """Many threads that resolve into many folders at once all get whole folders."""
-    errors: list[BaseException] = []
 
     def once(n: int) -> None:
-        try:
-            reg.resolve("m/v1", into=tmp_path / f"t{n}")
-            digest = hashlib.sha256((tmp_path / f"t{n}" / "big.bin").read_bytes()).hexdigest()
-            assert digest == hashlib.sha256(BIG).hexdigest()
-        except BaseException as error:
-            errors.append(error)
+        reg.resolve("m/v1", into=tmp_path / f"t{n}")
+        digest = hashlib.sha256((tmp_path / f"t{n}" / "big.bin").read_bytes()).hexdigest()
+        assert digest == hashlib.sha256(BIG).hexdigest()
 
-    threads = [threading.Thread(target=once, args=(n,)) for n in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
+    at_once(6, once)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from modelhub_sdk.errors import (
 )
 from modelhub_sdk.run import inputs
 from modelhub_sdk.run.inputs import InputSpec
+from tests.support.web import Quiet, serving
 
 Lay = Callable[..., list[str]]
 
@@ -345,30 +345,18 @@ def test_a_nul_from_a_parameter(reg: Registry, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["a%00b.csv", "%2e%2e", "x/%2e"])
 def test_names_of_the_web(lay: Lay, path: str) -> None:
     """A URL whose last part, decoded, is no file's name is refused."""
-    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-    class Any200(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+    class Any200(Quiet):
+        def answer(self) -> None:
             self.send_response(200)
             self.send_header("Content-Length", "2")
             self.end_headers()
             self.wfile.write(b"ok")
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Any200) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            with pytest.raises(InvalidURI, match="names no file that can be put into a folder"):
-                lay(f"http://127.0.0.1:{server.server_port}/{path}")
-            assert lay(f"http://127.0.0.1:{server.server_port}/deep/%C3%A9%20x.csv", keep="full") == [
-                "deep/é x.csv"
-            ]
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(Any200) as url:
+        with pytest.raises(InvalidURI, match="names no file that can be put into a folder"):
+            lay(f"{url}/{path}")
+        assert lay(f"{url}/deep/%C3%A9%20x.csv", keep="full") == ["deep/é x.csv"]
 
 
 def test_a_target_that_cannot_be_made(reg: Registry, data: Path, tmp_path: Path) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import http.server
 import json
 import logging
 import os
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +17,10 @@ import pytest
 import modelhub_sdk as hub
 from modelhub_sdk import Registry
 from modelhub_sdk.blobs import remote
-from modelhub_sdk.errors import Conflict, InvalidURI, ModelHubError, NotFound, StoreUnavailable
+from modelhub_sdk.errors import Conflict, InvalidURI, NotFound, StoreUnavailable
 from modelhub_sdk.run.inputs import InputSpec
+from tests.support.threads import at_once
+from tests.support.web import Quiet, serving
 
 
 class Web:
@@ -32,10 +32,11 @@ class Web:
         self.etags = True
         self.asked: Counter[str] = Counter()
         self.short = 0
+        self.url = ""
         web = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
+        class Handler(Quiet):
+            def answer(self) -> None:
                 path = self.path.partition("?")[0]
                 data = web.files.get(path)
                 if data is None:
@@ -58,19 +59,14 @@ class Web:
                 self.wfile.write(data[: len(data) - web.short])
                 self.close_connection = True
 
-            def log_message(self, *_: Any) -> None: ...
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.handler = Handler
 
 
 @pytest.fixture
 def web() -> Iterator[Web]:
     found = Web()
-    yield found
-    found.server.shutdown()
-    found.server.server_close()
+    with serving(found.handler) as found.url:
+        yield found
 
 
 @pytest.fixture
@@ -273,20 +269,11 @@ def test_an_object_that_changes_while_it_is_read(
     assert not Path("never").exists()
 
 
-def test_threads_and_processes_share(reg: Registry, web: Web) -> None:
+def test_threads_share(reg: Registry, web: Web) -> None:
     """Many at once on one URL all get whole bytes, whoever writes the note last."""
     web.files["/a.csv"] = os.urandom(300_000)
-    errors: list[ModelHubError] = []
 
     def once(n: int) -> None:
-        try:
-            assert had(reg, web.url + "/a.csv", f"in{n}") == [web.files["/a.csv"]]
-        except ModelHubError as error:
-            errors.append(error)
+        assert had(reg, web.url + "/a.csv", f"in{n}") == [web.files["/a.csv"]]
 
-    threads = [threading.Thread(target=once, args=(n,)) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
+    at_once(8, once)
