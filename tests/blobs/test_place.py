@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelhub_sdk.blobs import disk, place, staging
 from modelhub_sdk.blobs import link as links
-from modelhub_sdk.blobs import place, staging
 from modelhub_sdk.blobs.cache import Cache
 from modelhub_sdk.blobs.place import RECORD, Plan, into, plan
 from modelhub_sdk.blobs.sources import from_bytes
@@ -457,18 +457,82 @@ def test_names_do_not_depend_on_the_locale(model: Model, target: Path, locale: s
 # --- bytes
 
 
-def test_a_copy_is_checked_and_healed(model: Model, target: Path, look: Any) -> None:
-    """Bytes that went wrong in the cache behind its notes are found while they are copied, and fetched again."""
-    path = model.get(model.one[1])
-    before = path.stat()
+def test_bytes_that_change_while_they_are_copied_are_not_handed_out(
+    model: Model, target: Path, look: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Verified bytes are copied as they are; if their file changes meanwhile, they are fetched again."""
+    path, step = model.get(model.one[1]), disk._step
     path.chmod(0o644)
-    path.write_bytes(pattern(5000, 9))
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    with pytest.raises(DigestMismatch):
-        model.into(target, link="copy")
-    assert siblings(target) == []
-    model.into(target, link="copy", heal=lambda file: model.cache.fetch(file, model.store, verify="always"))
+
+    def changing(source: int, fd: int, *rest: Any) -> int:
+        got = step(source, fd, *rest)
+        if os.path.sameopenfile(source, watched):
+            path.write_bytes(pattern(5000, 9))
+            os.utime(path, ns=(1, 1))
+        return got
+
+    with open(path, "rb") as file:
+        watched = file.fileno()
+        monkeypatch.setattr(disk, "_step", changing)
+        with pytest.raises(DigestMismatch):
+            model.into(target, link="copy")
+        assert siblings(target) == []
+
+        def heal(file: File) -> Path:
+            monkeypatch.setattr(disk, "_step", step)
+            return model.cache.fetch(file, model.store, verify="always")
+
+        model.into(target, link="copy", heal=heal)
     assert look(target) == ONE
+
+
+@pytest.mark.parametrize("length", [0, 4999, 5001])
+def test_a_cut_or_longer_file_is_not_copied(model: Model, target: Path, length: int) -> None:
+    """What is not as long as it should be is refused by name, and nothing stays."""
+    path = model.get(model.one[1])
+    path.chmod(0o644)
+    path.write_bytes(pattern(length))
+    with pytest.raises(DigestMismatch, match=f"{length} bytes instead of 5000"):
+        into(target, model.one, lambda file: path if file.size == 5000 else model.get(file), link="copy")
+    assert siblings(target) == []
+
+
+@pytest.mark.parametrize("size", [0, 1, (8 << 20) + 1, (40 << 20) + 3])
+@pytest.mark.parametrize("kernel", [True, False])
+def test_copies_have_all_the_bytes(
+    model: Model, target: Path, size: int, kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copied by the kernel or, on file systems where that cannot be, by us; the progress adds up to the size."""
+    if not kernel:
+
+        def refuse(*args: Any) -> int:
+            raise OSError(errno.EINVAL, "not here")
+
+        monkeypatch.setattr(os, "sendfile", refuse)
+    data, told = pattern(size, 7), []
+    files = model.store.put_all([from_bytes(data, "big.bin")])
+    model.get(files[0])
+    model.into(target, files, link="copy", progress=told.append)
+    assert (target / "big.bin").read_bytes() == data
+    assert sum(told) == size
+    assert size < 9 << 20 or len(told) > 3
+
+
+@pytest.mark.parametrize("flush", [False, True])
+def test_a_copy_that_cannot_be_written_leaves_nothing(
+    model: Model, target: Path, flush: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the disk says so only while what was written is flushed."""
+
+    def refuse(*args: Any) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    files = model.store.put_all([from_bytes(pattern(80 << 20), "big.bin")])
+    model.get(files[0])
+    monkeypatch.setattr(os, "fdatasync" if flush else "sendfile", refuse)
+    with pytest.raises(StoreUnavailable, match="Cannot write .*big.bin"):
+        model.into(target, files, link="copy")
+    assert siblings(target) == []
 
 
 def test_links_to_the_cache_only_on_request(model: Model, target: Path) -> None:

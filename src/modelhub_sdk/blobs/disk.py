@@ -13,6 +13,7 @@ import hashlib
 import os
 import queue
 import stat
+import sys
 import threading
 import time
 import uuid
@@ -31,7 +32,9 @@ CHUNK = 1 << 20
 EMPTY = "sha256:" + hashlib.sha256(b"").hexdigest()
 
 _INLINE = 4 * CHUNK  # below this a second thread costs more than it saves
-_FLUSH = 32 * CHUNK  # start writing to the disk this often, so that the last fsync finds little to do
+_FLUSH = 32 * CHUNK  # start writing to the disk this often
+_STEP = 8 * CHUNK  # what the kernel copies at once: Ctrl-C and the progress wait for no more
+_NO_SENDFILE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSOCK)  # not on this file system
 _STALE = 24 * 3600.0  # a temporary file of an unknown owner is left over after this many seconds
 
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
@@ -445,10 +448,8 @@ def copy(
         return _copy_inline(reader, fd, at_most, progress, where, hasher, total)
     free = threading.Semaphore(3)
     buffers = [memoryview(bytearray(CHUNK)) for _ in range(4)]
-    hashing, flushing = _Worker(), None
-    flushed = threading.Semaphore(0)
-    pending = False
-    turn = unflushed = 0
+    hashing, flusher = _Worker(), _Flusher(fd if flush else None, where)
+    turn = 0
     try:
         while True:
             free.acquire()  # one of the four is always ours: the one that is being filled
@@ -463,11 +464,7 @@ def copy(
             if fd is not None:
                 with translated("write", where):
                     write_all(fd, piece)
-                unflushed += got
-                if flush and unflushed >= _FLUSH and (not pending or flushed.acquire(blocking=False)):
-                    flushing = flushing or _Worker()
-                    flushing.give(lambda: os.fdatasync(fd) if hasattr(os, "fdatasync") else None, flushed)
-                    pending, unflushed = True, 0
+                flusher.wrote(got)
             if progress is not None:
                 progress(got)
             if at_most is not None and total > at_most:
@@ -475,16 +472,84 @@ def copy(
         reader.finish()
     finally:
         hashing.stop()
-        if flushing is not None:
-            flushing.stop()
-    for worker in (hashing, flushing):
-        if worker is not None and worker.error is not None:
-            if isinstance(
-                worker.error, OSError
-            ):  # a failed flush is a failed write: never repeated on this file
-                raise unavailable(worker.error, "write", where) from worker.error
-            raise worker.error
+        flusher.stop()
+    if hashing.error is not None:
+        raise hashing.error
+    flusher.check()
     return "sha256:" + hasher.hexdigest(), total
+
+
+class _Flusher:
+    """Has the disk write beside the copying what was written to *fd*, so that the last fsync finds little to do."""
+
+    def __init__(self, fd: int | None, where: object) -> None:
+        self._fd = fd if hasattr(os, "fdatasync") else None
+        self._where = where
+        self._worker: _Worker | None = None
+        self._done = threading.Semaphore(1)
+        self._unflushed = 0
+
+    def wrote(self, count: int) -> None:
+        """Take note of *count* bytes more; begin to flush when there are enough and no flush is under way."""
+        self._unflushed += count
+        if self._fd is None or self._unflushed < _FLUSH or not self._done.acquire(blocking=False):
+            return
+        fd = self._fd
+        self._worker = self._worker or _Worker()
+        self._worker.give(lambda: os.fdatasync(fd), self._done)
+        self._unflushed = 0
+
+    def stop(self) -> None:
+        """Wait for the flush that is under way."""
+        if self._worker is not None:
+            self._worker.stop()
+
+    def check(self) -> None:
+        """Raise if a flush failed: that is a failed write, never repeated on the same file."""
+        error = None if self._worker is None else self._worker.error
+        if isinstance(error, OSError):
+            raise unavailable(error, "write", self._where) from error
+        if error is not None:
+            raise error
+
+
+def duplicate(source: int, fd: int, size: int, progress: Progress, *, given: object, where: object) -> int:
+    """Copy up to *size* bytes of the open file *source* (which is *given*) to *fd* (*where*); return how many came.
+
+    The kernel copies where it can, and nothing is hashed: for bytes that are known to be right.
+
+    Raises:
+        StoreUnavailable: one cannot be read, or the other not be written.
+    """
+    flusher = _Flusher(fd, where)
+    done = 0
+    try:
+        while done < size:
+            got = _step(source, fd, min(_STEP, size - done), given, where)
+            if not got:
+                break
+            done += got
+            flusher.wrote(got)
+            progress(got)
+    finally:
+        flusher.stop()
+    flusher.check()
+    return done
+
+
+def _step(source: int, fd: int, count: int, given: object, where: object) -> int:
+    """Copy some bytes, at most *count*, from where both files stand; return how many."""
+    if sys.platform.startswith("linux"):
+        try:
+            return os.sendfile(fd, source, None, count)
+        except OSError as exc:
+            if exc.errno not in _NO_SENDFILE:
+                raise unavailable(exc, "write", where) from exc
+    with translated("read", given):
+        data = os.read(source, min(count, CHUNK))
+    with translated("write", where):
+        write_all(fd, data)
+    return len(data)
 
 
 def _copy_inline(

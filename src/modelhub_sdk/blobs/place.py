@@ -113,8 +113,8 @@ def into(
 ) -> Placed:
     """Make the folder *target* hold *files*, and return where it is.
 
-    *get* returns where the verified bytes of a file lie. Copies are hashed on the way; if one has
-    gone wrong since, *heal* is asked for it once more. *link* is "auto" (reflink, else copy; hard
+    *get* returns where the verified bytes of a file lie; they are linked or copied as they are. If one
+    is found to change meanwhile, *heal* is asked for it once more. *link* is "auto" (reflink, else copy; hard
     links from a cache that this user cannot write), "copy", "reflink" or "hard". *records* is a
     folder where to note what was placed, so that a later call may replace it. *progress* is told
     the bytes placed. *before* is called with the files that will be written, once it is known that

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from modelhub_sdk.blobs import disk, link
-from modelhub_sdk.blobs.disk import FdReader, Progress, translated
+from modelhub_sdk.blobs.disk import Progress, translated
 from modelhub_sdk.blobs.parallel import each
 from modelhub_sdk.domain.entities import File
 from modelhub_sdk.errors import Conflict, DigestMismatch, shown
@@ -252,18 +252,15 @@ def _copy(
         with translated("write", where):
             fd = disk.create(name, 0o444 if frozen else 0o666, dir_fd=dir_fd)
         try:
-            if how != "copy" and info.st_size == file.size and link.clone(given, fd):
+            got = info.st_size
+            if got == file.size and how != "copy" and link.clone(given, fd):
                 step(file.size)
-            else:
-                reader = FdReader(os.dup(given), source)
-                try:
-                    digest, size = disk.copy(
-                        reader, fd, size=file.size, at_most=file.size, progress=step, where=where, flush=True
-                    )
-                finally:
-                    reader.close()
-                if digest != file.digest:
-                    raise disk.mismatch(file.digest, digest, source, size=file.size, got=size)
+            elif got == file.size:
+                got = disk.duplicate(given, fd, file.size, step, given=source, where=where)
+            with translated("read", source):
+                now = os.fstat(given)
+            if got != file.size or (now.st_size, now.st_mtime_ns) != (info.st_size, info.st_mtime_ns):
+                raise disk.mismatch(file.digest, "", source, size=file.size, got=got)
             with translated("write", where):
                 os.fsync(fd)
                 if frozen:
