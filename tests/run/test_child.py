@@ -58,6 +58,7 @@ def pid_in(path: Path) -> int:
 OUTER = """
 import signal, sys
 from modelhub_sdk.run import child
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup
 {before}
 status = child.run(
     ["sh", "-c", {shell!r}], on_metrics=lambda found: print("metrics", found), on_problem=print)
