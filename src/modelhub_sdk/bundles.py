@@ -101,6 +101,7 @@ def pack(core: Core, uri: ModelURI) -> Bundle:
     resolver.record_use(core, uri, found)
     past = evolve(
         past,
+        run=None if past.run is None else evolve(past.run, traceback=None),  # it may be long
         used_by=(),
         graph=reads.upstream(version.uri),
         history=(*(evolve(one, facts=Frozen()) for one in audit), *past.history)[:HISTORY],

@@ -851,7 +851,7 @@ class Registry(RegistryView):
             ref: a model, a dataset, a version of one, or a run (``"run:<id>"``).
             what: ``"note"``, ``"description"``, ``"title"``, ``"owner"``, ``"reasons"``, ``"comments"``,
                 ``"evaluations"``, ``"fields.<name>"``; of a run ``"command"``, ``"exception"`` (with its
-                traceback); or ``"all"``.
+                traceback, unless another run failed with the very same one); or ``"all"``.
             reason: why; it is kept.
 
         Raises:
@@ -888,8 +888,10 @@ class Registry(RegistryView):
 
         self._commit(scope, decide)
         self._erase(touched)
-        for digest in traces:
-            self._core.artifacts().delete(digest, needed=lambda: False)
+        if traces:
+            from modelhub_sdk import garbage
+
+            garbage.free(self._core, sorted(traces))  # but not what another run failed with as well
         if scope.startswith("run:"):
             return self.run(scope)
         if scope.startswith("dataset:"):

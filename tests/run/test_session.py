@@ -124,8 +124,9 @@ def test_what_a_run_said_can_be_redacted(reg: Registry) -> None:
     assert reg.run(run.id).command is not None
     (trace,) = [e.traceback for e in _finished(reg) if e.traceback]
     assert b"Ana" in reg._core.artifacts().read(trace)
+    assert reg.run(run.id).traceback == reg._core.artifacts().read(trace).decode()
     left = reg.redact("run:" + run.id, "exception", "a name")
-    assert (left.exception, left.command is None) == (None, False)
+    assert (left.exception, left.traceback, left.command is None) == (None, None, False)
     assert not reg._core.artifacts().has(trace, None)
     assert reg.redact(left, "all", "more").command is None
     stored = b"".join(record.body + record.private for record in reg._core.place.store.read(0))
@@ -139,6 +140,27 @@ def test_what_a_run_said_can_be_redacted(reg: Registry) -> None:
             reg.redact(bad, "all", "x")
     with pytest.raises(NotFound, match="has no 'title' to redact"):
         reg.redact("dataset://clicks/", "title", "x")
+
+
+def test_a_traceback_that_two_runs_share_stays_for_the_other(reg: Registry) -> None:
+    """Equal bytes are stored once: redacting one run takes nothing from another, the last one erases them."""
+
+    def fails() -> str:
+        with pytest.raises(ValueError, match="Ana"), reg.start_run("bad") as run:
+            raise ValueError("Ana Example")
+        return run.id
+
+    one, other = fails(), fails()
+    assert reg.run(one).traceback == reg.run(other).traceback
+    assert "ValueError: Ana Example" in (reg.run(one).traceback or "")
+    (trace,) = {e.traceback for e in _finished(reg)}
+    assert reg.redact("run:" + one, "exception", "a name").traceback is None
+    assert "Ana" in (reg.run(other).traceback or "")
+    assert reg._core.artifacts().has(trace, None)
+    assert next(iter(reg.runs())).traceback is None  # nothing is fetched for a list
+    reg.redact("run:" + other, "exception", "a name")
+    assert not reg._core.artifacts().has(trace, None)
+    assert reg.verify().ok
 
 
 def _finished(reg: Registry) -> list[Any]:

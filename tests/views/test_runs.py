@@ -82,7 +82,7 @@ def everything(told):
     values = Frozen({told: told})
     shouting = run(
         id=told, name=told, project=told, step=told, pipeline=told, group=told, parent=told, user=told, host=told,
-        command=told, exception=told, params=values, metrics=values, tags=(told,), code=code,
+        command=told, exception=told, traceback=told, params=values, metrics=values, tags=(told,), code=code,
         environment=environment, inputs=inputs, outputs=outputs, versions=(told,), dataset_versions=(told,),
         datums=(told,), alerts=(Alert(told, told),), exit_status=3, status="failed",
     )  # fmt: skip
@@ -120,7 +120,7 @@ class Reader(HTMLParser):
                 "small",
                 "strong",
             ),
-            *("time", "table", "thead", "tbody", "tr", "th", "td", "ul", "li", "details", "summary"),
+            *("time", "table", "thead", "tbody", "tr", "th", "td", "ul", "li", "details", "summary", "pre"),
             *("blockquote", "footer"),
         }, tag
         for name, value in attrs:
@@ -221,6 +221,13 @@ def test_a_failed_run(changes, said):
     assert said in seen(failed)
     assert 'class="badge bad">failed<' in html.render(failed)
     assert "exit status" not in seen(run(exit_status=0))
+
+
+def test_a_traceback_keeps_its_lines():
+    """It is folded, in its own lines; of an endless one the end is shown."""
+    page = run(status="failed", exception="E", traceback="Traceback:\n  <x>\nE")._repr_html_()
+    assert "<summary>Traceback</summary><pre>Traceback:\n  &lt;x&gt;\nE</pre>" in page
+    assert len(run(traceback="x\n" * 1_000_000)._repr_html_()) < 200_000
 
 
 def test_a_run_as_html():

@@ -71,8 +71,8 @@ class RunRecord(Shown):
     """A run, as it was at entry `seq` of the journal.
 
     `number` counts the registry's runs; `metrics` has the last value of each key; times are aware
-    UTC, `duration` is in seconds. `exception` is its last line, `status` ``interrupted`` when nothing
-    has been heard of it. A text that was redacted is None.
+    UTC, `duration` is in seconds. `exception` is the last line of what ended it, `traceback` all of it
+    (None in listings), `status` ``interrupted`` when nothing has been heard of it. A text that was redacted is None.
     """
 
     id: str
@@ -92,6 +92,7 @@ class RunRecord(Shown):
     command: str | None = None
     exit_status: int | None = None
     exception: str | None = None
+    traceback: str | None = field(default=None, repr=False)
     params: Mapping[str, Value] = Frozen()
     metrics: Mapping[str, Value] = Frozen()
     tags: tuple[str, ...] = ()

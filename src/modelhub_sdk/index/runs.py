@@ -181,13 +181,18 @@ def series(view: View, run_id: str) -> list[str]:
 
 
 def documents(view: View) -> set[str]:
-    """Return the digests of everything that runs keep in the blob store beside datums and versions."""
+    """Return the digests of everything that runs keep in the blob store beside datums and versions.
+
+    The traceback of an exception that was redacted is not among them.
+    """
+    gone = {seal for seals in view.all_redacted().values() for seal in seals}
     found: set[str | None] = set()
     for event in view.events(ev.RunStarted.kind, ev.RunFinished.kind):
         if isinstance(event, ev.RunStarted):
             found.add(event.packages)
         elif isinstance(event, ev.RunFinished):
-            found |= {event.traceback, event.series, event.document, *(file.digest for file in event.files)}
+            found |= {event.series, event.document, *(file.digest for file in event.files)}
+            found.add(None if event.exception in gone else event.traceback)
     return {one for one in found if one}
 
 
@@ -226,6 +231,7 @@ def _started(
         ended_at=None,
         exit_status=None,
         exception=None,
+        traceback=None,
     )
 
 
@@ -236,12 +242,16 @@ def _finished(
     if event.document is not None and document is not None:
         inputs = tuple(codec.structure_input(row) for row in json.loads(document(event.document)))
     status: Any = event.status
+    said, trace = texts.get(event.exception or ""), None
+    if event.traceback is not None and said is not None and document is not None:
+        trace = document(event.traceback).decode("utf-8", "replace")
     return evolve(
         found,
         status=status,
         duration=(found.duration or 0.0) + event.duration if event.duration is not None else found.duration,
         exit_status=event.exit_status,
-        exception=texts.get(event.exception or ""),
+        exception=said,
+        traceback=trace,
         params=Frozen({**found.params, **event.params}),
         metrics=Frozen({**found.metrics, **event.metrics}),
         inputs=_united(found.inputs, inputs),

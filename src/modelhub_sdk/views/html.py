@@ -157,6 +157,7 @@ margin:0 .5em .1em -1em}
 .mh blockquote{margin:.9em 0 0;padding:.05em 0 .05em .9em;border-left:3px solid var(--line);color:inherit;
 white-space:pre-wrap;overflow-wrap:anywhere;max-width:52em;font-size:1em}
 .mh blockquote footer{color:var(--dim);font-size:.9em;white-space:normal;background:none}
+.mh pre{overflow-x:auto;font-size:.9em;max-width:72em;background:none;color:inherit}
 .mh .prose{white-space:pre-wrap;overflow-wrap:anywhere;max-width:52em;margin-top:1em}
 .mh .bar{display:flex;gap:2px;height:8px;width:16em;max-width:100%;border-radius:4px;overflow:hidden;
 margin:.8em 0 .5em}
@@ -273,6 +274,9 @@ def _table(
 def _pairs(pairs: Iterable[tuple[object, object]]) -> Html:
     body = [tag("tr", tag("th", name, scope="row"), tag("td", value)) for name, value in pairs if value]
     return tag("table", tag("tbody", *body)) if body else _NOTHING
+
+
+_TRACEBACK = 20_000  # characters, the last ones
 
 
 def _folded(lines: Sequence[Any], show: Callable[[Sequence[Any]], Html], noun: str, plural: str = "") -> Html:
@@ -718,6 +722,10 @@ def _run(run: RunRecord) -> Iterable[Html]:
     ended = f"exit status {run.exit_status}" if run.exit_status is not None else None
     if run.exception or run.exit_status:
         yield _quote(run.exception or ended, *([ended] if run.exception and ended else []))
+    if run.traceback:
+        yield tag(
+            "details", tag("summary", "Traceback"), tag("pre", esc(run.traceback[-_TRACEBACK:], lines=True))
+        )
     yield from _made_of(run)
     yield _uris("Made", (*run.versions, *run.dataset_versions, *run.datums))
     if run.alerts:
