@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from modelhub_sdk.blobs import disk, remote, sources
+from modelhub_sdk.blobs import disk, patience, remote, sources
 from modelhub_sdk.blobs.sources import collect, from_bytes
 from modelhub_sdk.blobs.store import BlobStore, local_path
 from modelhub_sdk.errors import (
@@ -649,7 +649,8 @@ def test_sweep_spares_living_writers(local: BlobStore, tmp_path: Path) -> None:
 
 @pytest.fixture
 def s3(s3_proxy: Any, s3_bucket: Any, monkeypatch: pytest.MonkeyPatch) -> BlobStore:
-    for name, value in (("_PATIENCE", 3.0), ("_WHOLE", 1 << 20), ("_BLOCK", 5 << 20), ("_RANGE", 2 << 20)):
+    monkeypatch.setattr(patience, "_PATIENCE", 3.0)
+    for name, value in (("_WHOLE", 1 << 20), ("_BLOCK", 5 << 20), ("_RANGE", 2 << 20)):
         monkeypatch.setattr(remote, name, value)
     return BlobStore(f"{s3_bucket.url}/models", registry_id="r1")
 
@@ -757,7 +758,7 @@ def test_no_credentials_at_all(s3: BlobStore, s3_bucket: Any, monkeypatch: pytes
     s3fs.S3FileSystem.clear_instance_cache()
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    monkeypatch.setattr(remote, "_PATIENCE", 3.0)
+    monkeypatch.setattr(patience, "_PATIENCE", 3.0)
     with pytest.raises(CredentialsRefused):
         BlobStore(f"{s3_bucket.url}/models", registry_id="r1", storage_options={"anon": False}).put_bytes(
             b"abc"
@@ -772,7 +773,7 @@ def test_a_bucket_that_is_not_there(s3: BlobStore) -> None:
 
 def test_nobody_listens(s3: BlobStore, monkeypatch: pytest.MonkeyPatch, s3_bucket: Any) -> None:
     """An endpoint where nobody listens is StoreUnavailable, within our patience."""
-    monkeypatch.setattr(remote, "_PATIENCE", 0.5)
+    monkeypatch.setattr(patience, "_PATIENCE", 0.5)
     options = {"endpoint_url": "http://127.0.0.1:9"}
     with pytest.raises(StoreUnavailable):
         BlobStore(f"{s3_bucket.url}/x", registry_id="r1", storage_options=options).has(sha(b"x"))
@@ -857,7 +858,7 @@ def test_other_file_systems_get_a_temporary_name(tmp_path: Path, monkeypatch: py
     """Where writes are not atomic, bytes are renamed into place, and leftovers can be swept."""
     monkeypatch.setattr(remote, "_ATOMIC", set())
     monkeypatch.setattr(remote, "_WHOLE", 1 << 20)
-    monkeypatch.setattr(remote, "_PATIENCE", 0.5)
+    monkeypatch.setattr(patience, "_PATIENCE", 0.5)
     blobs = remote.RemoteBlobs(f"file://{tmp_path}/far", "r1", {})
     digest, size = blobs.put(from_bytes(b"abc"), None)
     (tmp_path / "big").write_bytes(pattern(BIG))

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelhub_sdk.blobs import multipart, remote
+from modelhub_sdk.blobs import multipart, patience, remote
 from modelhub_sdk.blobs.room import READING, SENDING, Room
 from modelhub_sdk.blobs.sources import Source, StreamReader, collect, from_bytes
 from modelhub_sdk.blobs.store import BlobStore
@@ -166,7 +166,7 @@ def test_parts_that_keep_failing(
     s3_bucket: Bucket, s3_proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error of ours, no object, and the parts that had arrived are thrown away; the room is free again."""
-    monkeypatch.setattr(remote, "_PATIENCE", 2.0)
+    monkeypatch.setattr(patience, "_PATIENCE", 2.0)
     blobs = store(s3_bucket)
     with (
         s3_proxy.fault(500, when=lambda r: "partNumber" in r.query, nth=3, times=None),
@@ -219,9 +219,9 @@ def test_a_slow_server_is_given_up(
     s3_bucket: Bucket, s3_proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A part whose answer does not come in time is an error in bounded time, not a wait for ever."""
-    monkeypatch.setattr(remote, "_PATIENCE", 1.0)
-    monkeypatch.setattr(remote, "_GRACE", 1.0)
-    monkeypatch.setattr(remote, "_SLOWEST", 8 << 20)
+    monkeypatch.setattr(patience, "_PATIENCE", 1.0)
+    monkeypatch.setattr(patience, "_GRACE", 1.0)
+    monkeypatch.setattr(patience, "_SLOWEST", 8 << 20)
     blobs = store(s3_bucket)
     begun = time.monotonic()
     with (

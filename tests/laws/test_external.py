@@ -13,6 +13,7 @@ import pytest
 
 import modelhub_sdk as hub
 from modelhub_sdk import Registry
+from modelhub_sdk.blobs import cache
 from modelhub_sdk.domain import external
 from modelhub_sdk.errors import (
     DigestMismatch,
@@ -23,6 +24,7 @@ from modelhub_sdk.errors import (
     NotAllowed,
     NotFound,
     Purged,
+    StoreUnavailable,
 )
 from tests.support.homes import ALL, Home, check_sound
 from tests.support.web import Quiet, serving
@@ -273,6 +275,7 @@ class Web:
     def __init__(self) -> None:
         self.data = os.urandom(300_000)
         self.ranges = True
+        self.cuts: list[int] = []  # how many bytes each of the next answers gives
         self.leads_to = self.url = ""
         web = self
 
@@ -286,10 +289,17 @@ class Web:
                 start = 0
                 if web.ranges and "Range" in self.headers:
                     start = int(self.headers["Range"].removeprefix("bytes=").rstrip("-"))
+                if start >= len(web.data):
+                    self.send_error(416)
+                    return
                 self.send_response(206 if start else 200)
+                if start:
+                    self.send_header("Content-Range", f"bytes {start}-{len(web.data) - 1}/{len(web.data)}")
                 self.send_header("Content-Length", str(len(web.data) - start))
                 self.end_headers()
-                self.wfile.write(web.data[start:])
+                count = web.cuts.pop(0) if web.cuts else len(web.data)
+                self.wfile.write(web.data[start : start + count])
+                self.close_connection = True
 
         self.handler = Handler
 
@@ -315,6 +325,29 @@ def test_on_the_web(ranges: bool, reg: Registry, web: Web) -> None:
     assert reg.verify().ok
     web.data = web.data[:-1]
     assert "have changed" in reg.verify().problems[0]
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_the_web_breaks_off(ranges: bool, reg: Registry, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is checked by its digest goes on where it was; what nobody knows yet must come in one piece."""
+    web.ranges = ranges
+    reg.configure(external=[web.url + "/files"])
+    web.cuts = [100_000]
+    with pytest.raises(StoreUnavailable, match="broke off"):
+        reg.register("m", web.url + "/files/m.bin", copy=False)
+    assert not reg.models()
+    reg.register("m", web.url + "/files/m.bin", copy=False)
+    web.cuts = [0, 100_000, 150_000]
+    assert Path(reg.resolve("m/v1").path, "m.bin").read_bytes() == web.data
+
+    reg._core.cache().clear()
+    monkeypatch.setattr(cache, "_RESUMED", 1000)
+    with monkeypatch.context() as patch:  # interrupted when all has come
+        patch.setattr(cache.Cache, "_sealed", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            reg.resolve("m/v1")
+    assert reg._core.cache().info().unfinished == len(web.data)
+    assert Path(reg.resolve("m/v1").path, "m.bin").read_bytes() == web.data
 
 
 def test_redirects_stay_inside(reg: Registry, web: Web) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 import modelhub_sdk as hub
 from modelhub_sdk import Registry
-from modelhub_sdk.blobs import remote
+from modelhub_sdk.blobs import patience
 from modelhub_sdk.errors import (
     Conflict,
     CredentialsRefused,
@@ -69,9 +69,9 @@ class Pod:
 def pod(
     s3_bucket: Bucket, s3_proxy: S3Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Pod]:
-    monkeypatch.setattr(remote, "_PATIENCE", 3.0)
-    monkeypatch.setattr(remote, "_GRACE", 1.0)
-    monkeypatch.setattr(remote, "_SLOWEST", 1 << 20)
+    monkeypatch.setattr(patience, "_PATIENCE", 3.0)
+    monkeypatch.setattr(patience, "_GRACE", 1.0)
+    monkeypatch.setattr(patience, "_SLOWEST", 1 << 20)
     with hub.open(f"{s3_bucket.url}/r", create=True, cache_dir=tmp_path / "author") as author:
         author.register("m", FILES)
     found = Pod(f"{s3_bucket.url}/r", tmp_path)

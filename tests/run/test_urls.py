@@ -7,8 +7,9 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import pytest
 
 import modelhub_sdk as hub
 from modelhub_sdk import Registry
-from modelhub_sdk.blobs import remote
-from modelhub_sdk.errors import Conflict, InvalidURI, NotFound, StoreUnavailable
+from modelhub_sdk.blobs import cache, patience, remote
+from modelhub_sdk.errors import Conflict, CredentialsRefused, InvalidURI, NotFound, StoreUnavailable
 from modelhub_sdk.run.inputs import InputSpec
 from tests.support.threads import at_once
 from tests.support.web import Quiet, serving
@@ -32,6 +33,11 @@ class Web:
         self.etags = True
         self.asked: Counter[str] = Counter()
         self.short = 0
+        self.ranges = True
+        self.cuts: list[int] = []  # how many bytes each of the next answers gives, of those it announces
+        self.errors: list[int] = []  # what the next answers are instead
+        self.sent: list[tuple[int, int]] = []  # from where, and how many
+        self.then: Callable[[], object] = lambda: None  # after each cut
         self.url = ""
         web = self
 
@@ -48,23 +54,40 @@ class Web:
                     self.send_response(304)
                     self.end_headers()
                     return
-                web.asked["200"] += 1
-                self.send_response(200)
+                if web.errors:
+                    self.send_error(web.errors.pop(0))
+                    return
+                start = 0
+                wanted = self.headers.get("Range")
+                if web.ranges and wanted and self.headers.get("If-Range", tag) == tag:
+                    start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+                web.asked["206" if start else "200"] += 1
+                if start >= len(data) > 0:
+                    self.send_error(416)
+                    return
+                self.send_response(206 if start else 200)
                 if web.etags:
                     self.send_header("ETag", tag)
-                self.send_header("Content-Length", str(len(data)))
+                if start:
+                    self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+                self.send_header("Content-Length", str(len(data) - start))
                 for name, value in web.headers.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(data[: len(data) - web.short])
+                count = web.cuts.pop(0) if web.cuts else len(data) - start - web.short
+                self.wfile.write(data[start : start + count])
+                web.sent.append((start, min(count, len(data) - start)))
                 self.close_connection = True
+                if start + count < len(data):
+                    web.then()
 
         self.handler = Handler
 
 
 @pytest.fixture
-def web() -> Iterator[Web]:
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     found = Web()
+    monkeypatch.setattr(patience, "_PATIENCE", 2.0)
     with serving(found.handler) as found.url:
         yield found
 
@@ -262,7 +285,7 @@ def test_an_object_that_changes_while_it_is_read(
 
     monkeypatch.setattr(remote._UrlReader, "finish", finish)
     assert had(reg, f"{s3_bucket.url}/d/a.csv") == [b"second"]
-    changes += [b"third!", b"fourth"]
+    changes += [b"third!", b"fourth", b"fifth!"]
     s3_bucket.put("d/a.csv", b"zeroth")
     with pytest.raises(Conflict, match="changed while it was read"):
         had(reg, f"{s3_bucket.url}/d/a.csv", "never")
@@ -277,3 +300,121 @@ def test_threads_share(reg: Registry, web: Web) -> None:
         assert had(reg, web.url + "/a.csv", f"in{n}") == [web.files["/a.csv"]]
 
     at_once(8, once)
+
+
+# --- transfers that break off
+
+
+def test_a_broken_transfer_goes_on(reg: Registry, web: Web) -> None:
+    """Answers that are cut anywhere are gone on with from there: each byte is asked for once, whatever was cut."""
+    data = web.files["/a.bin"] = os.urandom(5_000_000)
+    web.cuts = [0, 1, 70_000, 1_000_000, 0, 1_234_567]
+    assert had(reg, web.url + "/a.bin") == [data]
+    assert sum(count for _, count in web.sent) == len(data)
+    assert [start for start, _ in web.sent] == [0, 0, 1, 70_001, 1_070_001, 1_070_001, 2_304_568]
+
+
+def test_a_server_without_ranges_is_read_again(reg: Registry, web: Web) -> None:
+    """The bytes that are here already are passed over."""
+    web.ranges = False
+    data = web.files["/a.bin"] = os.urandom(3_000_000)
+    web.cuts = [10, 2_000_000, 2_999_999]
+    assert had(reg, web.url + "/a.bin") == [data]
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("tags", [True, False])
+@pytest.mark.parametrize("size", [500_000, 700_000, 300_000])
+def test_no_mixture_of_two_states(reg: Registry, web: Web, ranges: bool, tags: bool, size: int) -> None:
+    """A file that is another one when the transfer goes on is fetched from its start."""
+    web.files["/a.bin"] = os.urandom(500_000)
+    new = os.urandom(size)
+    web.ranges, web.etags, web.cuts = ranges, tags, [200_000]
+    web.then = lambda: web.files.update({"/a.bin": new})
+    assert had(reg, web.url + "/a.bin") == [new]
+
+
+@pytest.mark.parametrize("tags", [True, False])
+def test_a_server_that_recovers(reg: Registry, web: Web, tags: bool) -> None:
+    """Errors that pass are waited for; those that do not are told at once."""
+    web.files["/a.bin"], web.etags = b"one", tags
+    web.errors = [500, 503, 429]
+    assert had(reg, web.url + "/a.bin") == [b"one"]
+    begun = time.monotonic()
+    for code, error in ((404, NotFound), (403, CredentialsRefused), (400, StoreUnavailable)):
+        web.files["/b.bin"], web.errors = b"two", [code]
+        with pytest.raises(error):
+            had(reg, web.url + "/b.bin", "other")
+        assert not web.errors
+    assert time.monotonic() - begun < 1.5
+    web.errors = [500] * 100
+    with pytest.raises(StoreUnavailable, match="HTTP 500"):
+        had(reg, web.url + "/b.bin", "other")
+    assert not Path("other").exists()
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_the_next_one_goes_on(
+    reg: Registry, web: Web, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changed: bool
+) -> None:
+    """What came before the network went away is not fetched again, unless the file is another one by now."""
+    monkeypatch.setattr(cache, "_RESUMED", 1000)
+    data = web.files["/a.bin"] = os.urandom(400_000)
+    web.cuts = [300_000] + [0] * 100
+    with pytest.raises(StoreUnavailable, match="Cannot read from"):
+        had(reg, web.url + "/a.bin")
+    assert not Path("in").exists()
+    assert reg._core.cache().info().unfinished == 300_000
+    web.cuts, web.sent = [], []
+    if changed:
+        data = web.files["/a.bin"] = os.urandom(400_000)
+    assert had(reg, web.url + "/a.bin") == [data]
+    assert (web.sent[-1] == (300_000, 100_000)) is not changed
+    assert reg._core.cache().info().unfinished == (
+        300_000 if changed else 0
+    )  # for a day: it may be what comes back
+
+
+def test_an_object_goes_on_as_well(
+    reg: Registry, s3_bucket: Any, monkeypatch: pytest.MonkeyPatch, counted: Counter[str]
+) -> None:
+    """Likewise from an object store."""
+    monkeypatch.setattr(cache, "_RESUMED", 1000)
+    monkeypatch.setattr(remote, "_RANGE", 100_000)
+    data = os.urandom(1_000_000)
+    s3_bucket.put("d/a.bin", data)
+    original, left = remote._UrlReader.readinto, [400_000]
+
+    def readinto(self: Any, view: memoryview) -> int:
+        if left and left[0] <= 0:
+            raise StoreUnavailable("gone")
+        got = original(self, view[:200_000])
+        if left:
+            left[0] -= got
+        return got
+
+    monkeypatch.setattr(remote._UrlReader, "readinto", readinto)
+    with pytest.raises(StoreUnavailable, match="gone"):
+        had(reg, f"{s3_bucket.url}/d/a.bin")
+    left.clear()
+    begun: list[int] = []
+    ranges = remote._Ranges.__init__
+
+    def init(self: Any, *args: Any, start: int = 0, **rest: Any) -> None:
+        begun.append(start)
+        ranges(self, *args, start=start, **rest)
+
+    monkeypatch.setattr(remote._Ranges, "__init__", init)
+    assert had(reg, f"{s3_bucket.url}/d/a.bin") == [data]
+    assert begun == [400_000]
+
+
+def test_one_of_many_fetches(reg: Registry, web: Web) -> None:
+    """Of many that want the same URL at once one transfers it, and the others ask whether it is the same."""
+    data = web.files["/a.bin"] = os.urandom(3_000_000)
+
+    def once(n: int) -> None:
+        assert had(reg, web.url + "/a.bin", f"in{n}") == [data]
+
+    at_once(8, once)
+    assert web.asked == {"200": 1, "304": 7}

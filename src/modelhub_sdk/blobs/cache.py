@@ -39,6 +39,7 @@ from modelhub_sdk.blobs.parallel import THREADS, each
 from modelhub_sdk.blobs.store import BlobStore
 from modelhub_sdk.domain.entities import File
 from modelhub_sdk.errors import (
+    Conflict,
     DigestMismatch,
     InvalidName,
     ModelHubError,
@@ -47,6 +48,9 @@ from modelhub_sdk.errors import (
     shown,
 )
 from modelhub_sdk.formats import manifest
+
+SAME = 32
+"""Hex digits that the name of a lock and of the transfers behind it have in common."""
 
 _FREE = "free"  # in the name of an interrupted transfer, in the place of its owner
 _HEX = re.compile(r"[0-9a-f]{62}")
@@ -344,42 +348,49 @@ class Cache:
         return there | {file.digest: path for file, path in zip(missing, paths, strict=True)}
 
     def take(
-        self, opener: Callable[[], disk.Reader], size: int | None, *, progress: Progress | None = None
+        self,
+        opener: Callable[[int], disk.Reader],
+        size: int | None,
+        *,
+        key: str | None = None,
+        progress: Progress | None = None,
     ) -> tuple[str, int, Path]:
-        """Store the bytes of what *opener* opens, whatever they are; return their digest, size and place.
+        """Store the bytes that *opener* opens from a byte on, whatever they are; return their digest, size and place.
 
-        *size* is what is expected, where that is known. Raises what the reader raises, and:
+        *size* is what is expected, where that is known. *key*, 64 hex digits, names these very bytes, where
+        something does: then a transfer that was interrupted is gone on with. Raises what the reader raises, and:
 
         Raises:
             StoreUnavailable: the cache's disk failed.
         """
         if self._above is not None:
-            return self._above.take(opener, size, progress=progress)
-        temporary = os.path.join(self._v1, "tmp", disk.temporary("url"))
-        try:
-            with self._writing():
-                disk.make_dirs(os.path.dirname(temporary), 0o700)
-                fd = disk.create(temporary, 0o600)
-        except StoreUnavailable as error:
-            return self._overlay(error).take(opener, size, progress=progress)
+            return self._above.take(opener, size, key=key, progress=progress)
         limit = bound()
-        try:
-            try:
-                reader = opener()
+
+        def write(fd: int) -> str:
+            nonlocal size
+            if size is None:
+                reader = opener(0)
                 try:
-                    digest, got = disk.copy(
-                        reader, fd, size=size, progress=progress, where=self.path, flush=True
-                    )
+                    digest, size = disk.copy(reader, fd, progress=progress, where=self.path, flush=True)
                 finally:
                     reader.close()
-                facts = self._sealed(fd)
-            finally:
-                os.close(fd)
-            path = self.get(digest, got) or self._published(temporary, digest, facts)
-        finally:
-            disk.remove(temporary)
-        self._kept_within(limit, [File("", got, digest)])
-        return digest, got, path
+            else:
+                digest, size = disk.go_on(opener, fd, size, progress)
+            return digest
+
+        try:
+            path, digest = self._received(key, size, write)
+        except StoreUnavailable as error:
+            return self._overlay(error).take(opener, size, key=key, progress=progress)
+        self._kept_within(limit, [File("", size or 0, digest)])
+        return digest, size or 0, path
+
+    @contextlib.contextmanager
+    def turn(self, key: str) -> Iterator[None]:
+        """Wait while somebody else is at what *key*, 64 hex digits, names: look again then. Best effort."""
+        with (self._above or self)._lock("sha256:" + key):
+            yield
 
     def _kept_within(self, limit: int | None, files: Sequence[File]) -> None:
         """Keep the bound after a transfer of *files*, which stay."""
@@ -410,50 +421,60 @@ class Cache:
         return Path(final)
 
     def _admit(self, file: File, store: BlobStore, progress: Progress | None) -> Path:
-        large = file.size >= _RESUMED
+        def write(fd: int) -> str:
+            self._transfer(file, store, fd, progress)
+            return file.digest
+
+        return self._received(file.digest[7:], file.size, write)[0]
+
+    def _received(self, key: str | None, size: int | None, write: Callable[[int], str]) -> tuple[Path, str]:
+        """Have *write* fill a file, and make it the blob of the digest that it returns.
+
+        A large one that was interrupted is gone on with by whoever comes with the same *key* and *size*.
+        """
+        large = key is not None and size is not None and size >= _RESUMED
         folder = os.path.join(self._v1, "partial" if large else "tmp")
-        temporary = os.path.join(folder, disk.temporary(file.digest[7:]))
+        temporary = os.path.join(folder, disk.temporary(key or "url"))
         with self._writing():
             disk.make_dirs(os.path.join(self._v1, "tmp"), 0o700)
             disk.make_dirs(folder, 0o700)
             if not self._swept or time.monotonic() - self._swept > 60:
                 self.sweep()
                 self._swept = time.monotonic()
-            fd = self._adopted(file, temporary) if large else None
+            fd = self._adopted(key or "", size or 0, temporary) if large else None
             if fd is None:
                 fd = disk.create(temporary, 0o600)
         try:
             try:
-                self._transfer(file, store, fd, progress)
+                digest = write(fd)
                 facts = self._sealed(fd)
             finally:
                 os.close(fd)
-            path = self._published(temporary, file.digest, facts)
+            path = self.get(digest) or self._published(temporary, digest, facts)
+            disk.remove(temporary)
         except BaseException as error:
             full = getattr(error, "errno", None) in _FULL
             if (
-                large and not full and not isinstance(error, DigestMismatch)
+                large and not full and not isinstance(error, (DigestMismatch, Conflict))
             ):  # what has come is not lost: the next one goes on from there
                 with contextlib.suppress(OSError):
-                    os.rename(
-                        temporary, os.path.join(folder, f"{file.digest[7:]}.{_FREE}.{uuid.uuid4().hex}")
-                    )
+                    os.rename(temporary, os.path.join(folder, f"{key}.{_FREE}.{uuid.uuid4().hex}"))
             else:
                 disk.remove(temporary)
             raise
         if large:
-            self._sweep_partial(file.digest[7:] + ".")
-        return path
+            self._sweep_partial(f"{key}.")
+        return path, digest
 
-    def _adopted(self, file: File, temporary: str) -> int | None:
-        """Return the open file of an interrupted transfer of *file*, ours from now on; None if there is none.
+    def _adopted(self, key: str, size: int, temporary: str) -> int | None:
+        """Return the open file of an interrupted transfer of *key*, ours from now on; None if there is none.
 
         It is claimed by a rename, so one process gets it. Its bytes are hashed before they count.
         """
         folder = os.path.dirname(temporary)
         for name in _names(folder):
             path = os.path.join(folder, name)
-            if not name.startswith(file.digest[7:] + "."):
+            if not name.startswith(f"{key}."):
                 continue
             try:
                 if name.split(".")[1] != _FREE and not disk.is_left_over(name, os.lstat(path).st_mtime):
@@ -469,7 +490,7 @@ class Cache:
                 continue
             info = os.fstat(fd)
             mine = not hasattr(os, "geteuid") or info.st_uid == os.geteuid()
-            if stat.S_ISREG(info.st_mode) and info.st_nlink == 1 and mine and info.st_size <= file.size:
+            if stat.S_ISREG(info.st_mode) and info.st_nlink == 1 and mine and info.st_size <= size:
                 return fd
             os.close(fd)
             disk.remove(temporary)
@@ -967,7 +988,7 @@ class Cache:
         found = []
         for folder in (os.path.join(self._v1, "tmp"), os.path.join(self._v1, "partial")):
             for name in _names(folder):
-                if name.startswith(digest[7:]):
+                if name.startswith(digest[7 : 7 + SAME]):
                     with contextlib.suppress(OSError):
                         found.append((name, os.lstat(os.path.join(folder, name)).st_size))
         return tuple(found)

@@ -38,14 +38,14 @@ class Reference:
         """Whether it is on a web server."""
         return self.url.lower().startswith(("http://", "https://"))
 
-    def reader(self, size: int, start: int = 0) -> Reader:
-        """Return a reader of the bytes from *start* on.
+    def reader(self, size: int, start: int = 0, *, checked: bool = True) -> Reader:
+        """Return a reader of the bytes from *start* on; not *checked* when nobody knows their digest yet.
 
         Raises:
             NotFound, NotAllowed, CredentialsRefused, StoreUnavailable: they cannot be had.
         """
         if self.is_web:
-            return web.WebReader(self.url, start=start, allowed=self.allowed)
+            return web.WebReader(self.url, start=start, checked=checked, allowed=self.allowed)
         fs, path = self._driver()
         return remote.ranges(fs, path, size, self.url, start, self.version)
 
@@ -129,7 +129,7 @@ def measured(one: Reference, progress: Progress | None) -> tuple[str, int, str |
         NotFound, InvalidName, CredentialsRefused, StoreUnavailable: it cannot be read.
     """
     state = None if one.is_web else remote.url_state(one.url, dict(one.options))
-    reader = one.reader(0) if state is None else state.open()
+    reader = one.reader(0, checked=False) if state is None else state.open(0)
     try:
         digest, size = disk.copy(
             reader, None, size=state.size if state else None, progress=progress, where=one.url

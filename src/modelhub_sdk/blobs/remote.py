@@ -13,7 +13,6 @@ import hashlib
 import io
 import logging
 import os
-import random
 import re
 import tempfile
 import threading
@@ -25,6 +24,7 @@ from attrs import frozen
 
 from modelhub_sdk.blobs import disk, multipart
 from modelhub_sdk.blobs.disk import FdReader, Progress, Reader
+from modelhub_sdk.blobs.patience import patient, time_for
 from modelhub_sdk.blobs.room import READING, SENDING
 from modelhub_sdk.blobs.sources import Source
 from modelhub_sdk.errors import (
@@ -48,11 +48,8 @@ T = TypeVar("T")
 
 _RANGE = 4 << 20  # bytes asked for at once
 _AHEAD = 8  # ranges of one object under way
-_GRACE = 60.0  # seconds for an answer to begin …
-_SLOWEST = 32 << 10  # … and bytes a second from then on: a server that is slower is given up, and asked again
 _WHOLE = 8 << 20  # up to this size an object is written by one request, from memory
 _BLOCK = 16 << 20  # parts of larger ones
-_PATIENCE = 60.0  # seconds of trying again, in all, for one operation
 
 _CREATE_ONLY = {"s3", "s3a"}  # mode="create" sends If-None-Match: *
 _ATOMIC = _CREATE_ONLY | {
@@ -149,33 +146,18 @@ def _unsupported(exc: Exception) -> bool:
 
 
 def patiently(work: Callable[[], T], doing: str, where: str) -> T:
-    """Return what *work* returns, trying again for a minute while its errors may pass.
+    """Return what *work* returns, trying again for a minute while a driver's errors may pass.
 
     Raises:
         FileNotFoundError, FileExistsError: as *work* raised it; to be caught by the caller.
         StoreUnavailable, CredentialsRefused: instead of anything else.
     """
-    end = time.monotonic() + _PATIENCE
-    pause = 0.2
-    tries = 0
-    while True:
-        try:
-            return work()
-        except (FileNotFoundError, FileExistsError):
-            raise
-        except Exception as exc:
-            tries += 1
-            late = time.monotonic() + pause > end and tries > 1  # one slow answer is not the last word
-            if not _passing(exc) or late:
-                raise foreign(exc, doing, where) from exc
-            log.debug("%s %s: %s; trying again", doing, where, type(exc).__name__)
-            time.sleep(random.uniform(pause / 2, pause))  # not all clients at the same moment
-            pause = min(pause * 2, 8.0)
-
-
-def time_for(count: int) -> float:
-    """Return the seconds in which *count* bytes must have been transferred."""
-    return _GRACE + count / _SLOWEST
+    try:
+        return patient(work, _passing, doing, where)
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except Exception as exc:
+        raise foreign(exc, doing, where) from exc
 
 
 def open_filesystem(url: str, options: dict[str, Any]) -> tuple[Any, str]:
@@ -731,13 +713,13 @@ def ranged(fs: Any, key: str, size: int, where: str, version: str | None = None)
 
 @frozen
 class UrlState:
-    """What is behind a URL just now: how to open it, its size in bytes and its tag, where the store tells.
+    """What is behind a URL just now: how to open it from a byte on, its size and its tag, where the store tells.
 
     A tag changes when the bytes do: the version, generation or ETag of an object store. `version` is what the
     driver takes to read these very bytes later, where the bucket keeps versions (S3).
     """
 
-    open: Callable[[], Reader]
+    open: Callable[[int], Reader]
     size: int | None
     tag: str | None
     version: str | None = None
@@ -781,10 +763,10 @@ def url_state(url: str, options: dict[str, Any], version: str | None = None) -> 
     if size is None:
         from modelhub_sdk.blobs.sources import StreamReader
 
-        return UrlState(lambda: StreamReader(fs.open(path, "rb"), where), None, _tag(info))
+        return UrlState(lambda _: StreamReader(fs.open(path, "rb"), where), None, _tag(info))
     kept = info.get("VersionId") if "s3" in fs.protocol else None
     return UrlState(
-        lambda: _UrlReader(fs, path, int(size), where),
+        lambda start: _UrlReader(fs, path, int(size), where, start),
         int(size),
         _tag(info),
         kept if isinstance(kept, str) and kept != "null" else None,
@@ -792,10 +774,10 @@ def url_state(url: str, options: dict[str, Any], version: str | None = None) -> 
 
 
 class _UrlReader(_Ranges):
-    def __init__(self, fs: Any, key: str, size: int, where: str) -> None:
-        super().__init__(fs, key, size, where)
+    def __init__(self, fs: Any, key: str, size: int, where: str, start: int) -> None:
+        super().__init__(fs, key, size, where, start=start)
         self._where = where
-        self._got = 0
+        self._got = start
 
     def readinto(self, view: memoryview) -> int:
         if self._size == 0:

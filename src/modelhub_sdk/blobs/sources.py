@@ -313,7 +313,7 @@ class _Collector:
             self._keep(Source(path, url.split("?")[0], None, web_source(url), repeatable=False))
             return
         state = url_state(url, self._options)
-        self._keep(Source(path, url.split("?")[0], state.size, state.open))
+        self._keep(Source(path, url.split("?")[0], state.size, lambda: state.open(0)))
 
     def _keep(self, source: Source) -> None:
         self.found.append(source)

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from attrs import frozen
 
 from modelhub_sdk.blobs import remote, web
-from modelhub_sdk.blobs.cache import Cache
-from modelhub_sdk.blobs.disk import Progress
-from modelhub_sdk.errors import Conflict, ModelHubError, shown
+from modelhub_sdk.blobs.cache import SAME, Cache
+from modelhub_sdk.blobs.disk import Progress, Reader
+from modelhub_sdk.errors import Conflict, ModelHubError, StoreUnavailable, shown
 
 
 @frozen
@@ -47,15 +47,47 @@ def from_web(cache: Cache, url: str, told: str, progress: Progress | None = None
     Raises:
         NotAllowed, NotFound, CredentialsRefused, Conflict, StoreUnavailable: as `web.web_source`.
     """
+    return _patiently(lambda: _from_web(cache, url, told, progress))
+
+
+def _from_web(cache: Cache, url: str, told: str, progress: Progress | None) -> Found:
     note = _Note(cache, told)
+    asked = _asked(note, url, told) if note.path() is not None else None
+    if isinstance(asked, Found):
+        return asked
+    with cache.turn(_key(told)):
+        note = _Note(cache, told)  # by now somebody else may have fetched it
+        if asked is None:
+            asked = _asked(note, url, told)
+        elif found := note.found(asked.tag):
+            asked.close()
+            return found
+        if isinstance(asked, Found):
+            return asked
+        if asked.tag is not None:
+            return _of_web(cache, note, url, told, asked, progress)
+    return _of_web(cache, note, url, told, asked, progress)  # each has to: nobody waits for another
+
+
+def _asked(note: _Note, url: str, told: str) -> Found | web.WebReader:
+    """Return what is here, if the server says that it is the same still, or a reader of what it has now."""
     known = note.path()
     reader = web.ask(url, note.tag if known is not None else None)
-    if reader is None:
-        if known is None:  # it was not asked to say so
-            raise Conflict(f"{shown(told, 300)} says that it has not changed, and was never here.")
-        return Found(known, note.digest, note.size, note.tag, note.digest)
-    digest, size, path = cache.take(lambda: reader, reader.size, progress=progress)
-    return note.written(Found(path, digest, size, reader.tag, note.digest or None))
+    if reader is not None:
+        return reader
+    if known is None:  # it was not asked to say so
+        raise Conflict(f"{shown(told, 300)} says that it has not changed, and was never here.")
+    return Found(known, note.digest, note.size, note.tag, note.digest)
+
+
+def _of_web(
+    cache: Cache, note: _Note, url: str, told: str, reader: web.WebReader, progress: Progress | None
+) -> Found:
+    def opener(start: int) -> Reader:
+        return web.WebReader(url, start=start, tag=reader.tag) if start else reader
+
+    with closing(reader):
+        return _taken(cache, note, told, reader.tag, reader.size, opener, progress)
 
 
 def from_store(
@@ -66,24 +98,87 @@ def from_store(
     Raises:
         NotFound: there is nothing.
         InvalidName, MissingExtra, StoreUnavailable, CredentialsRefused: it cannot be opened.
-        Conflict: it changed while it was read, twice.
+        Conflict: it changed while it was read, each time.
     """
+    return _patiently(lambda: _from_store(cache, url, options, told, progress))
+
+
+def _from_store(
+    cache: Cache, url: str, options: Mapping[str, Any], told: str, progress: Progress | None
+) -> Found:
     note = _Note(cache, told)
     state = remote.url_state(url, dict(options))
-    known = note.path() if state.tag is not None and state.tag == note.tag else None
-    if known is not None:
-        return Found(known, note.digest, note.size, note.tag, note.digest)
-    for last in (False, True):
-        digest, size, path = cache.take(state.open, state.size, progress=progress)
-        after = remote.url_state(url, dict(options)) if state.tag is not None else state
-        if after.tag == state.tag:
-            break
-        if last:
+    if (found := note.found(state.tag)) is not None:
+        return found
+
+    def same() -> bool:
+        return remote.url_state(url, dict(options)).tag == state.tag
+
+    def opener(start: int) -> Reader:
+        return _Unchanged(state.open(start), same, told)
+
+    with nullcontext() if state.tag is None else cache.turn(_key(told)):
+        note = _Note(cache, told)
+        return note.found(state.tag) or _taken(cache, note, told, state.tag, state.size, opener, progress)
+
+
+def _patiently(work: Callable[[], Found]) -> Found:
+    """Return what *work* returns; what changed or broke off on the way is asked for anew, three times in all."""
+    for _ in range(2):
+        with suppress(_Again):
+            return work()
+    try:
+        return work()
+    except _Again as error:
+        raise (error.__cause__ or error) from None
+
+
+class _Again(Exception):
+    """A transfer failed after it had begun."""
+
+
+def _taken(
+    cache: Cache,
+    note: _Note,
+    told: str,
+    tag: str | None,
+    size: int | None,
+    opener: Callable[[int], Reader],
+    progress: Progress | None,
+) -> Found:
+    """Transfer the file that is *tag* now."""
+    key = None if tag is None else _key(told, tag)
+    try:
+        digest, got, path = cache.take(opener, size, key=key, progress=progress)
+    except Conflict as error:
+        raise _Again from error
+    except StoreUnavailable as error:
+        if tag is not None or error.errno is not None:  # gone on with as long as that helps; the cache's disk
+            raise
+        raise _Again from error
+    return note.written(Found(path, digest, got, tag, note.digest or None))
+
+
+def _key(told: str, tag: str | None = None) -> str:
+    """Return the name of a URL, or of one state of what is behind it, which begins in the same way."""
+    name = hashlib.sha256(told.encode()).hexdigest()
+    return name if tag is None else name[:SAME] + hashlib.sha256(tag.encode()).hexdigest()[SAME:]
+
+
+class _Unchanged:
+    """A `Reader` that finds out at its end whether what it read is still what it was."""
+
+    def __init__(self, reader: Reader, check: Callable[[], bool], told: str) -> None:
+        self._reader, self._check, self._told = reader, check, told
+        self.readinto, self.close = reader.readinto, reader.close
+
+    def finish(self) -> None:
+        self._reader.finish()
+        if not self._check():
             raise Conflict(
-                f"{shown(told, 300)} changed while it was read.", hint="Try again when its writer is done."
+                f"{shown(self._told, 300)} changed while it was read.",
+                hint="Try again when its writer is done.",
             )
-        state, progress = after, None
-    return note.written(Found(path, digest, size, state.tag, note.digest or None))
 
 
 class _Note:
@@ -91,7 +186,7 @@ class _Note:
 
     def __init__(self, cache: Cache, told: str) -> None:
         self._cache = cache
-        self._file = cache.url_note(hashlib.sha256(told.encode()).hexdigest())
+        self._file = cache.url_note(_key(told))
         self.tag: str | None = None
         self.digest, self.size = "", 0
         try:
@@ -108,6 +203,11 @@ class _Note:
             return self._cache.get(self.digest, self.size) if self.tag and self.digest else None
         except ModelHubError:  # a note that somebody else wrote
             return None
+
+    def found(self, tag: str | None) -> Found | None:
+        """Return the file, if it was *tag* and is still here."""
+        path = self.path() if tag is not None and tag == self.tag else None
+        return None if path is None else Found(path, self.digest, self.size, tag, self.digest)
 
     def written(self, found: Found) -> Found:
         """Note what was found. A note that is lost costs a transfer."""

@@ -6,14 +6,28 @@ import http.client
 import ipaddress
 import re
 import socket
+import ssl
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
+from modelhub_sdk.blobs import disk
 from modelhub_sdk.blobs.disk import Reader
-from modelhub_sdk.errors import Conflict, CredentialsRefused, NotAllowed, NotFound, StoreUnavailable, shown
+from modelhub_sdk.blobs.patience import patient, time_for
+from modelhub_sdk.errors import (
+    Conflict,
+    CredentialsRefused,
+    ModelHubError,
+    NotAllowed,
+    NotFound,
+    StoreUnavailable,
+    shown,
+)
+
+T = TypeVar("T")
 
 _TIMEOUT = 60.0  # seconds without any byte
 _STRONG = re.compile(r'"[\x21\x23-\x7e]{1,500}"')  # RFC 9110, 8.8.3, without the weak ones
@@ -69,7 +83,7 @@ def web_source(url: str) -> Callable[[], Reader]:
 def ask(url: str, tag: str | None) -> WebReader | None:
     """Return a reader of *url*, or None when it is still what *tag*, a strong ETag, says. Raises as `web_source`."""
     try:
-        return WebReader(url, tag)
+        return WebReader(url, unless=tag)
     except _NotModified:
         return None
 
@@ -79,45 +93,110 @@ class _NotModified(Exception):
 
 
 class WebReader:
-    """A `Reader` of an answer, from byte *start* on.
+    """A `Reader` of a file on a web server, from byte *start* on.
 
-    `size` is in bytes, None where it is not known; `tag` a strong ETag, None where there is none.
+    A connection that breaks, or is too slow, is made again for a minute, and goes on where it was: as long as
+    the strong ETag is the same; without one only if the bytes are *checked* by a digest afterwards.
+
+    `size` is that of the whole file in bytes, None where it is not known; `tag` a strong ETag, None where
+    there is none. With *tag* the file must still be that one.
     """
 
     def __init__(
         self,
         url: str,
-        tag: str | None = None,
         *,
         start: int = 0,
+        tag: str | None = None,
+        unless: str | None = None,
+        checked: bool = False,
         allowed: Callable[[str], bool] | None = None,
     ) -> None:
+        self._url, self._checked = url, checked
         self._shown = url.split("?")[0].rpartition("@")[2]
+        self._opener = urllib.request.build_opener(_Redirects(allowed))
+        self._at = start
+        self.size: int | None = None
+        self.tag = tag
+        self._answer: http.client.HTTPResponse | None = None
+        self._left: int | None = None  # bytes that this connection has announced and not given
+        self._spent, self._given = 0.0, 0  # seconds of waiting for this connection, and bytes of it
+        self._first = True
+        self._failed: ModelHubError | None = None
+        self._patiently(lambda: self._open(unless))
+
+    # ---- connections
+
+    def _patiently(self, work: Callable[[], T]) -> T:
         try:
-            _check(url)
-            opener = urllib.request.build_opener(_Redirects(allowed))
-            # Bytes as they are: a server that compresses on the way has other bytes and another tag.
-            headers = {"Accept-Encoding": "identity"} | ({"If-None-Match": tag} if tag else {})
-            if start:
-                headers["Range"] = f"bytes={start}-"
-            request = urllib.request.Request(url, headers=headers)  # noqa: S310  # `_check` has looked
-            self._answer = opener.open(request, timeout=_TIMEOUT)
+            return patient(work, lambda exc: _passing(exc, not self._first), "read from", self._shown)
+        except ModelHubError:
+            raise
         except (OSError, http.client.HTTPException, ValueError) as exc:
             raise self._error(exc) from exc
-        length = self._answer.headers.get("Content-Length")
-        self.size = int(length) if length and length.isascii() and length.isdigit() else None
-        told = self._answer.headers.get("ETag", "").strip()
-        self.tag = told if _STRONG.fullmatch(told) else None
-        self._got = 0
-        if start and self._answer.status != 206:  # a server without ranges: read up to there
-            skipped = memoryview(bytearray(1 << 16))
-            left = start
-            while left and (got := self.readinto(skipped[: min(left, len(skipped))])):
-                left -= got
+
+    def _open(self, unless: str | None = None) -> None:
+        """Ask for what is missing, and see that it is of the same file."""
+        _check(self._url)
+        # Bytes as they are: a server that compresses on the way has other bytes and another tag.
+        headers = {"Accept-Encoding": "identity"} | ({"If-None-Match": unless} if unless else {})
+        if self._at:
+            headers["Range"] = f"bytes={self._at}-"
+            if self.tag:
+                headers["If-Range"] = self.tag
+        request = urllib.request.Request(self._url, headers=headers)  # noqa: S310  # `_check` has looked
+        self.close()
+        try:
+            self._answer = answer = self._opener.open(request, timeout=_TIMEOUT)
+        except urllib.error.HTTPError as exc:
+            if exc.code != 416 or not self._at:
+                raise
+            exc.close()
+            if self.size is not None and self.size != self._at:
+                raise self._changed() from None
+            return  # all of it has come
+        self._spent, self._given = 0.0, 0
+        told = answer.headers.get("ETag", "").strip()
+        tag = told if _STRONG.fullmatch(told) else None
+        length = answer.headers.get("Content-Length") or ""
+        self._left = int(length) if length.isascii() and length.isdigit() else None
+        part = answer.status == 206
+        if part and not answer.headers.get("Content-Range", "").strip().startswith(f"bytes {self._at}-"):
+            raise _Wrong(f"{shown(self._shown)} gave another part than it was asked for.")
+        size = self._left if self._left is None or not part else self._at + self._left
+        if (self.tag and tag != self.tag) or (not self._first and size != self.size):
+            self.close()
+            raise self._changed()
+        self.tag, self.size, self._first = tag, size, False
+        if self._at and not part:  # a server without ranges: read up to there
+            self._skip(self._at)
+
+    def _changed(self) -> Conflict:
+        return Conflict(f"{shown(self._shown)} changed while it was read.", hint="Try again.")
+
+    def _skip(self, count: int) -> None:
+        while count and (got := len(self._some(min(count, disk.CHUNK)))):
+            count -= got
+        if count:
+            raise _Wrong(f"{shown(self._shown)} is shorter than it was.")
+
+    def _some(self, count: int) -> bytes:
+        """Return some bytes of this connection, none at its end."""
+        if self._answer is None:
+            return b""
+        begun = time.monotonic()
+        data = self._answer.read1(count)
+        self._spent += time.monotonic() - begun
+        self._given += len(data)
+        if self._left is not None:
+            self._left -= len(data)
+            if not data and self._left > 0:
+                raise http.client.IncompleteRead(b"", self._left)
+        if self._spent > time_for(self._given):
+            raise TimeoutError("too slow")
+        return data
 
     def _error(self, exc: Exception) -> Exception:
-        if isinstance(exc, NotAllowed):
-            return exc
         code = getattr(exc, "code", None)
         if isinstance(exc, urllib.error.HTTPError):
             exc.close()
@@ -132,25 +211,77 @@ class WebReader:
                 f"{shown(self._shown)} redirects to where it is not followed, or in a circle.",
                 hint="Download the file yourself and register its path.",
             )
-        reason = f"HTTP {code}" if code else type(exc).__name__
+        if isinstance(exc, _Wrong):
+            return StoreUnavailable(str(exc), hint="Try again.")
+        reason = f"HTTP {code}" if code else "it is too slow" if _is_slow(exc) else type(exc).__name__
         return StoreUnavailable(f"Cannot read from {shown(self._shown)}: {reason}.", hint="Try again.")
+
+    # ---- as a reader
 
     def readinto(self, view: memoryview) -> int:
         """Fill *view* from its start and return how many bytes came."""
+        filled = 0
+        broken = False
+
+        def step() -> bytes:
+            nonlocal broken
+            if broken:
+                self._open()
+                broken = False
+            try:
+                return self._some(len(view) - filled)
+            except (OSError, http.client.HTTPException, ValueError):
+                broken = self.tag is not None or self._checked
+                if not broken:  # what comes now may be of another file
+                    raise _Wrong(f"{shown(self._shown)} broke off.") from None
+                raise
+
+        if self._failed is not None:
+            raise self._failed
         try:
-            got = int(self._answer.readinto(view))
-        except (OSError, http.client.HTTPException, ValueError) as exc:
-            raise self._error(exc) from exc
-        self._got += got
-        return got
+            while filled < len(view) and (data := self._patiently(step)):
+                view[filled : filled + len(data)] = data
+                filled += len(data)
+                self._at += len(data)
+        except ModelHubError as error:
+            if not filled:
+                raise
+            self._failed = error  # what came counts
+        return filled
 
     def finish(self) -> None:
-        """Check that as many bytes came as were announced."""
-        if self.size is not None and self._got != self.size:
-            raise Conflict(
-                f"{shown(self._shown)} gave {self._got} bytes instead of {self.size}.", hint="Try again."
-            )
+        """Check nothing: that as many bytes came as were announced has been seen."""
 
     def close(self) -> None:
         """Close the connection."""
-        self._answer.close()
+        if self._answer is not None:
+            self._answer.close()
+            self._answer = None
+
+
+class _Wrong(OSError):
+    """An answer that asking again would not better; becomes StoreUnavailable."""
+
+
+_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+def _passing(exc: Exception, begun: bool) -> bool:
+    """Return whether asking again may help; a host that was never there is not waited for."""
+    if isinstance(exc, urllib.error.HTTPError):
+        if exc.code in _PASSING:
+            exc.close()
+            return True
+        return False
+    if isinstance(exc, (ModelHubError, _Wrong)):
+        return False
+    cause = exc.reason if isinstance(exc, urllib.error.URLError) else exc
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return False
+    if isinstance(cause, (socket.gaierror, ConnectionRefusedError)):
+        return begun
+    return isinstance(cause, (ConnectionError, TimeoutError, http.client.HTTPException, ssl.SSLError))
+
+
+def _is_slow(exc: Exception) -> bool:
+    return isinstance(exc.reason if isinstance(exc, urllib.error.URLError) else exc, TimeoutError)
