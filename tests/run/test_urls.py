@@ -10,6 +10,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 
 import modelhub_sdk as hub
 from modelhub_sdk import Registry
-from modelhub_sdk.blobs import cache, patience, remote
+from modelhub_sdk.blobs import cache, patience, progress, remote
 from modelhub_sdk.errors import Conflict, CredentialsRefused, InvalidURI, NotFound, StoreUnavailable
 from modelhub_sdk.run.inputs import InputSpec
 from tests.support.threads import at_once
@@ -418,3 +419,24 @@ def test_one_of_many_fetches(reg: Registry, web: Web) -> None:
 
     at_once(8, once)
     assert web.asked == {"200": 1, "304": 7}
+
+
+def test_a_person_sees_a_bar(reg: Registry, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the size, also when the transfer breaks off and when the next one goes on with it."""
+    monkeypatch.setattr(cache, "_RESUMED", 1000)
+    web.files["/a.bin"] = os.urandom(400_000)
+    bars: list[tuple[int | None, str, list[int]]] = []
+
+    @contextmanager
+    def bar(total: int | None, label: str, *, show: bool | None = None) -> Iterator[Any]:
+        bars.append((total, label, []))
+        yield bars[-1][2].append
+
+    monkeypatch.setattr(progress, "bar", bar)
+    web.cuts = [100_000, 200_000] + [0] * 100
+    with pytest.raises(StoreUnavailable):
+        had(reg, web.url + "/a.bin?token=secret")
+    web.cuts = []
+    had(reg, web.url + "/a.bin?token=secret")
+    assert [(total, sum(counts)) for total, _, counts in bars] == [(400_000, 300_000), (400_000, 400_000)]
+    assert not any("secret" in label for _, label, _ in bars)

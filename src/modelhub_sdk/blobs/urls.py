@@ -16,9 +16,9 @@ from typing import Any
 
 from attrs import frozen
 
-from modelhub_sdk.blobs import remote, web
+from modelhub_sdk.blobs import progress, remote, web
 from modelhub_sdk.blobs.cache import SAME, Cache
-from modelhub_sdk.blobs.disk import Progress, Reader
+from modelhub_sdk.blobs.disk import Reader
 from modelhub_sdk.errors import Conflict, ModelHubError, StoreUnavailable, shown
 
 
@@ -41,16 +41,16 @@ class Found:
     before: str | None = None
 
 
-def from_web(cache: Cache, url: str, told: str, progress: Progress | None = None) -> Found:
+def from_web(cache: Cache, url: str, told: str) -> Found:
     """Return the file at an http or https *url*, which records and notes call *told*.
 
     Raises:
         NotAllowed, NotFound, CredentialsRefused, Conflict, StoreUnavailable: as `web.web_source`.
     """
-    return _patiently(lambda: _from_web(cache, url, told, progress))
+    return _patiently(lambda: _from_web(cache, url, told))
 
 
-def _from_web(cache: Cache, url: str, told: str, progress: Progress | None) -> Found:
+def _from_web(cache: Cache, url: str, told: str) -> Found:
     note = _Note(cache, told)
     asked = _asked(note, url, told) if note.path() is not None else None
     if isinstance(asked, Found):
@@ -65,8 +65,8 @@ def _from_web(cache: Cache, url: str, told: str, progress: Progress | None) -> F
         if isinstance(asked, Found):
             return asked
         if asked.tag is not None:
-            return _of_web(cache, note, url, told, asked, progress)
-    return _of_web(cache, note, url, told, asked, progress)  # each has to: nobody waits for another
+            return _of_web(cache, note, url, told, asked)
+    return _of_web(cache, note, url, told, asked)  # each has to: nobody waits for another
 
 
 def _asked(note: _Note, url: str, told: str) -> Found | web.WebReader:
@@ -80,18 +80,19 @@ def _asked(note: _Note, url: str, told: str) -> Found | web.WebReader:
     return Found(known, note.digest, note.size, note.tag, note.digest)
 
 
-def _of_web(
-    cache: Cache, note: _Note, url: str, told: str, reader: web.WebReader, progress: Progress | None
-) -> Found:
+def _of_web(cache: Cache, note: _Note, url: str, told: str, reader: web.WebReader) -> Found:
     def opener(start: int) -> Reader:
         return web.WebReader(url, start=start, tag=reader.tag) if start else reader
 
     with closing(reader):
-        return _taken(cache, note, told, reader.tag, reader.size, opener, progress)
+        return _taken(cache, note, told, reader.tag, reader.size, opener)
 
 
 def from_store(
-    cache: Cache, url: str, options: Mapping[str, Any], told: str, progress: Progress | None = None
+    cache: Cache,
+    url: str,
+    options: Mapping[str, Any],
+    told: str,
 ) -> Found:
     """Return the file at *url* of any fsspec driver, which records and notes call *told*.
 
@@ -100,12 +101,10 @@ def from_store(
         InvalidName, MissingExtra, StoreUnavailable, CredentialsRefused: it cannot be opened.
         Conflict: it changed while it was read, each time.
     """
-    return _patiently(lambda: _from_store(cache, url, options, told, progress))
+    return _patiently(lambda: _from_store(cache, url, options, told))
 
 
-def _from_store(
-    cache: Cache, url: str, options: Mapping[str, Any], told: str, progress: Progress | None
-) -> Found:
+def _from_store(cache: Cache, url: str, options: Mapping[str, Any], told: str) -> Found:
     note = _Note(cache, told)
     state = remote.url_state(url, dict(options))
     if (found := note.found(state.tag)) is not None:
@@ -119,7 +118,7 @@ def _from_store(
 
     with nullcontext() if state.tag is None else cache.turn(_key(told)):
         note = _Note(cache, told)
-        return note.found(state.tag) or _taken(cache, note, told, state.tag, state.size, opener, progress)
+        return note.found(state.tag) or _taken(cache, note, told, state.tag, state.size, opener)
 
 
 def _patiently(work: Callable[[], Found]) -> Found:
@@ -144,12 +143,12 @@ def _taken(
     tag: str | None,
     size: int | None,
     opener: Callable[[int], Reader],
-    progress: Progress | None,
 ) -> Found:
     """Transfer the file that is *tag* now."""
     key = None if tag is None else _key(told, tag)
     try:
-        digest, got, path = cache.take(opener, size, key=key, progress=progress)
+        with progress.bar(size, told) as step:
+            digest, got, path = cache.take(opener, size, key=key, progress=step)
     except Conflict as error:
         raise _Again from error
     except StoreUnavailable as error:

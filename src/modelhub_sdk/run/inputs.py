@@ -475,9 +475,9 @@ def _of_store(reg: Registry, uri: str) -> _Got:
             )
     cache = reg._core.cache()
 
-    def fetched(key: str, step: Any) -> InputFile:
+    def fetched(key: str, _: Any) -> InputFile:
         pinned = masking.url(f"azure://{account}/{key}" if account else fs.unstrip_protocol(key))
-        found = urls.from_store(cache, fs.unstrip_protocol(key), options, pinned, step)
+        found = urls.from_store(cache, fs.unstrip_protocol(key), options, pinned)
         return _from_url(_in_store(key), pinned, found)
 
     files = list(each(fetched, keys, None))
