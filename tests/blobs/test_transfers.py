@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import boto3
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from s3fs import S3FileSystem
 
 from modelhub_sdk.blobs import multipart, patience, remote
 from modelhub_sdk.blobs.room import READING, SENDING, Room
@@ -196,6 +198,61 @@ def test_somebody_was_first(s3_bucket: Bucket, s3_proxy: S3Proxy) -> None:
     assert raced
     assert blobs.read(DIGEST) == DATA
     assert unfinished(s3_bucket) == 0
+
+
+def test_what_killed_uploads_left(s3_bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their parts, which no listing shows, are thrown away when they are old; those of others are not touched."""
+    (tmp_path / "big.bin").write_bytes(DATA)
+    code = (
+        "import os, sys\n"
+        "from modelhub_sdk.blobs import multipart\n"
+        "from modelhub_sdk.blobs.store import BlobStore\n"
+        "from modelhub_sdk.blobs.sources import collect\n"
+        "filled, count = multipart._filled, [0]\n"
+        "def dies(reader, size):\n"
+        "    count[0] += 1\n"
+        "    return os.kill(os.getpid(), 9) if count[0] > 3 else filled(reader, size)\n"
+        "multipart._filled = dies\n"
+        "BlobStore(sys.argv[1] + '/blobs', registry_id='r1').put(collect(sys.argv[2])[0])\n"
+    )
+    for _ in range(2):
+        died = subprocess.run(
+            [sys.executable, "-c", code, s3_bucket.url, str(tmp_path / "big.bin")], check=False
+        )
+        assert died.returncode == -9
+    client = boto3.client("s3", endpoint_url=s3_bucket.endpoint, region_name="us-east-1")
+    client.create_multipart_upload(Bucket=s3_bucket.name, Key="others/sha256/x")
+    assert unfinished(s3_bucket) == 3
+    asked = S3FileSystem.call_s3
+
+    def dated(self: Any, method: str, *args: Any, **options: Any) -> Any:
+        found = asked(self, method, *args, **options)
+        if method == "list_multipart_uploads":  # this server says 2010 of all
+            for one in found["Uploads"]:
+                one["Initiated"] = datetime.now(UTC) - age
+        return found
+
+    monkeypatch.setattr(S3FileSystem, "call_s3", dated)
+    age = timedelta(days=6)
+    assert store(s3_bucket).sweep() == 0  # somebody may be at it
+    age = timedelta(days=8)
+    assert store(s3_bucket).sweep() == 2
+    (left,) = client.list_multipart_uploads(Bucket=s3_bucket.name)["Uploads"]
+    assert left["Key"] == "others/sha256/x"
+
+
+def test_many_left_uploads_and_none_to_see(s3_bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are listed page by page; where that is not allowed, nothing happens."""
+    client = boto3.client("s3", endpoint_url=s3_bucket.endpoint, region_name="us-east-1")
+    for number in range(1_003):
+        client.create_multipart_upload(Bucket=s3_bucket.name, Key=f"blobs/r1/sha256/{number}")
+    assert store(s3_bucket).sweep(older_than=0) == 1_003
+    assert unfinished(s3_bucket) == 0
+    client.create_multipart_upload(Bucket=s3_bucket.name, Key="blobs/r1/sha256/x")
+    monkeypatch.setattr(
+        S3FileSystem, "call_s3", lambda *_, **__: (_ for _ in ()).throw(PermissionError("no"))
+    )
+    assert store(s3_bucket).sweep(older_than=0) == 0
 
 
 def test_interrupted(s3_bucket: Bucket) -> None:

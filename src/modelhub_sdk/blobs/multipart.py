@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -16,8 +18,11 @@ from modelhub_sdk.blobs.room import SENDING
 _PART = 5 << 20  # bytes; S3 takes no smaller parts, and 10,000 of them
 _PARTS = 9_000
 _AHEAD = 4  # parts of one object under way
+_ABANDONED = 7 * 24 * 3600.0  # seconds after which nobody is at an upload any more
 
 Limit = Callable[[int], float]
+
+log = logging.getLogger(__name__)
 
 
 def upload(
@@ -108,4 +113,31 @@ def _aborted(fs: Any, bucket: str, name: str, upload_id: str) -> None:
         return
 
 
-__all__ = ["upload"]
+def sweep(fs: Any, prefix: str, older_than: float | None) -> int:
+    """Throw away the parts of uploads below *prefix* that killed processes left; return of how many uploads.
+
+    By default those that began a week ago: parts are paid for, and no listing shows them. A store that does not
+    let us look keeps them, as its own rules say.
+    """
+    bucket, name, _ = fs.split_path(prefix)
+    before = time.time() - (_ABANDONED if older_than is None else older_than)
+    count = 0
+    place: dict[str, str] = {}
+    try:
+        while True:
+            found = fs.call_s3(
+                "list_multipart_uploads", Bucket=bucket, Prefix=f"{name}/", **place, timeout=60
+            )
+            for one in found.get("Uploads") or ():
+                if one["Initiated"].timestamp() <= before and one["Key"].startswith(f"{name}/"):
+                    _aborted(fs, bucket, one["Key"], one["UploadId"])
+                    count += 1
+            if not found.get("IsTruncated"):
+                break
+            place = {"KeyMarker": found["NextKeyMarker"], "UploadIdMarker": found["NextUploadIdMarker"]}
+    except Exception as exc:  # noqa: BLE001  # tidying up: whoever may not list does without
+        log.debug("cannot list unfinished uploads: %s", type(exc).__name__)
+    return count
+
+
+__all__ = ["sweep", "upload"]

@@ -453,9 +453,11 @@ class RemoteBlobs:
 
     def sweep(self, older_than: float | None) -> int:
         """Remove what killed writers left behind; return how many."""
+        fs, base = self._fs()
+        if self._protocol in _CREATE_ONLY:
+            return multipart.sweep(fs, f"{base}/sha256", older_than)
         if self._protocol in _ATOMIC:
             return 0
-        fs, base = self._fs()
         count = 0
 
         def listing() -> list[dict[str, Any]]:
