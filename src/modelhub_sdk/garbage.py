@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import timedelta
 
 from modelhub_sdk.arguments import beside, kept_outputs
+from modelhub_sdk.blobs import progress as bars
 from modelhub_sdk.core import DELETED_AT_ONCE, Core, since_boot
 from modelhub_sdk.domain import events as ev
 from modelhub_sdk.domain.entities import File, GarbageReport, Stats
@@ -25,7 +26,7 @@ from modelhub_sdk.index.queries import View
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
-def collect(core: Core, *, dry_run: bool, grace: timedelta) -> GarbageReport:
+def collect(core: Core, *, dry_run: bool, grace: timedelta, progress: bool | None = None) -> GarbageReport:
     """Condemn what nothing needs, and delete what was condemned longer ago than *grace*."""
     if not isinstance(grace, timedelta) or grace < timedelta(0):
         raise InvalidDocument("grace is a datetime.timedelta of at least 0.", hint="timedelta(days=1)")
@@ -44,7 +45,12 @@ def collect(core: Core, *, dry_run: bool, grace: timedelta) -> GarbageReport:
     horizon = core.clock() - grace
     with core.view() as view:
         due = [d for d, one in view.garbage().items() if one.state == "condemned" and one.at <= horizon]
-    gone = [digest for batch in _batches(due) for digest in free(core, batch)]
+    gone: list[str] = []
+    with bars.bar(sum(stored.get(digest, 0) for digest in due), "deleting", show=progress) as step:
+        for batch in _batches(due):
+            gone += free(core, batch)
+            if step is not None:
+                step(sum(stored.get(digest, 0) for digest in batch))
     core.wait_for_deletion(going)  # another collector is at it, or was killed: then its work is finished here
     return GarbageReport(
         False,
@@ -111,7 +117,7 @@ def needed(core: Core, view: View, digests: Collection[str]) -> set[str]:
     """
     wanted = set(digests)
     found = view.needed(wanted) | beside(view.events(ev.VersionAttached.kind, ev.EvaluationAdded.kind))
-    found |= runs.documents(view)
+    found |= set(runs.documents(view))
     purged = view.purged_digests()
     documents = [(d, view.purge(model, number)) for model, number, d in view.documents()]
     documents += [(document, None) for _name, _number, document in data.documents(view)]

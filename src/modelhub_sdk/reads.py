@@ -558,11 +558,12 @@ class RegistryView:
 
         return page(0, self._at)
 
-    def verify(self, ref: Ref | None = None) -> Verification:
+    def verify(self, ref: Ref | None = None, *, progress: bool | None = None) -> Verification:
         """Check the chain, the index against a fresh fold, and the stored bytes against the manifests.
 
         With *ref*, only the bytes of that version are read. Whoever can rewrite the whole store can
-        rebuild the whole chain: compare `Verification.head` with a copy kept elsewhere.
+        rebuild the whole chain: compare `Verification.head` with a copy kept elsewhere. *progress* shows a bar,
+        or not; by default when a person is watching.
 
         Raises:
             NotFound: there is no such version.
@@ -575,7 +576,7 @@ class RegistryView:
             with self._core.view(self._at) as view:
                 key = (uri.name, pin(view, uri))
                 rules.version_exists(view, *key)
-        return verify(self._core, key)
+        return verify(self._core, key, progress=progress)
 
     def settings(self) -> Mapping[str, Any]:
         """Return what `configure` set."""

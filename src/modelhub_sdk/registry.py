@@ -810,7 +810,13 @@ class Registry(RegistryView):
             return born.files
         return self._core.manifest(born.document, version.uri)
 
-    def collect_garbage(self, *, dry_run: bool = True, grace: timedelta = timedelta(days=1)) -> GarbageReport:
+    def collect_garbage(
+        self,
+        *,
+        dry_run: bool = True,
+        grace: timedelta = timedelta(days=1),
+        progress: bool | None = None,
+    ) -> GarbageReport:
         """Delete stored files that nothing needs, and return what was found and done. By default only look.
 
         With ``dry_run=False`` what nothing needs is condemned, and what was condemned longer ago than
@@ -820,6 +826,7 @@ class Registry(RegistryView):
         Args:
             dry_run: change nothing.
             grace: how long condemned files stay; ``timedelta(0)`` deletes at once.
+            progress: show a bar, or not; by default when a person is watching.
 
         Raises:
             InvalidDocument: *grace* is no duration.
@@ -830,7 +837,7 @@ class Registry(RegistryView):
 
         if not dry_run:
             self._writable()
-        return garbage.collect(self._core, dry_run=dry_run, grace=grace)
+        return garbage.collect(self._core, dry_run=dry_run, grace=grace, progress=progress)
 
     def stats(self) -> Stats:
         """Return how much is stored, for what, and how much of it nothing needs. Lists the whole store.

@@ -6,15 +6,16 @@ import hashlib
 import sqlite3
 from collections.abc import Iterator, Mapping
 
-from attrs import frozen
+from attrs import define, field, frozen
 
+from modelhub_sdk.blobs import progress as bars
 from modelhub_sdk.blobs.store import BlobStore
 from modelhub_sdk.core import Core
 from modelhub_sdk.domain.entities import File, Verification
 from modelhub_sdk.domain.events import Entry
 from modelhub_sdk.errors import InvalidDocument, JournalTooNew, ModelHubError, shown
 from modelhub_sdk.formats import codec, manifest
-from modelhub_sdk.index import data, fold, schema
+from modelhub_sdk.index import data, fold, runs, schema
 from modelhub_sdk.index.queries import View
 from modelhub_sdk.index.sql import Sql
 from modelhub_sdk.ports import Record, Shelved
@@ -24,7 +25,9 @@ from modelhub_sdk.stores.private import unpacked
 _BATCH = 1000
 
 
-def verify(core: Core, version: tuple[str, int] | None = None) -> Verification:
+def verify(
+    core: Core, version: tuple[str, int] | None = None, *, progress: bool | None = None
+) -> Verification:
     """Return what is wrong with a registry, or only with the bytes of one version."""
     problems: list[str] = []
     live = _live(core, problems)  # before the journal is read: what is written meanwhile is not in it
@@ -33,7 +36,7 @@ def verify(core: Core, version: tuple[str, int] | None = None) -> Verification:
         for statement in schema.ddl("sqlite"):
             fresh.execute(statement)
         count, head = _chain(core, Sql(fresh, "sqlite"), live, problems)
-        blobs = _bytes(core, View(Sql(fresh, "sqlite")), version, problems)
+        blobs = _bytes(core, View(Sql(fresh, "sqlite")), version, problems, progress)
     finally:
         fresh.close()
     return Verification(ok=not problems, problems=tuple(problems), entries=count, blobs=blobs, head=head)
@@ -160,65 +163,95 @@ def _records(core: Core, problems: list[str]) -> Iterator[Record]:
         problems.append(str(error))
 
 
-def _bytes(core: Core, view: View, version: tuple[str, int] | None, problems: list[str]) -> int:
-    """Read the stored bytes of every version that was not purged; each blob once. Return how many."""
-    seen: set[str] = set()
+def _bytes(
+    core: Core,
+    view: View,
+    version: tuple[str, int] | None,
+    problems: list[str],
+    progress: bool | None,
+) -> int:
+    """Read the stored bytes of everything that was not purged; each blob once. Return how many."""
     store = core.artifacts()
+    found = _Stored(problems)
     if version is None:
-        _data_bytes(store, view, seen, problems)
+        _of_data(store, view, found)
     for model in view.model_names() if version is None else [version[0]]:
         numbers = range(1, view.last_number(model) + 1) if version is None else [version[1]]
         for number in numbers:
-            uri = f"model://{model}/v{number}"
-            found = view.version(model, number)
-            if found is None:
-                problems.append(f"{uri} is missing.")
-                continue
-            files = list(found.files)
-            document = view.registered(model, number).document
-            try:
-                if document is not None:
-                    seen.add(document)
-                    files = list(manifest.decode(store.read(document), source=uri))
-                purge = view.purge(model, number)
-                if purge is None and manifest.digest(files) != found.digest:
-                    problems.append(f"{uri}: its files are not those of its manifest {found.digest}.")
-            except ModelHubError as error:
-                problems.append(f"{uri}: {error}")
-                continue
-            gone = (
-                set() if purge is None else {f.path for f in files if purge[3] is None or f.path in purge[3]}
-            )
-            beside = [File(a.name, a.size, a.digest) for a in found.attachments]
-            beside += [file for evaluation in found.evaluations for file in evaluation.files]
-            for file in [f for f in files if f.path not in gone] + beside:
-                if file.digest in seen:
-                    continue
-                seen.add(file.digest)
-                problem = store.verify(file.digest, file.size)
-                if problem is not None:
-                    problems.append(f"{uri}, file {file.path}: {problem}")
-    return len(seen)
+            _of_version(store, view, model, number, found)
+    if version is None:
+        for digest in sorted(view.datum_digests() - found.purged):
+            found.files.setdefault(digest, (f"datum {digest}", None))
+        for digest, run_id in runs.documents(view).items():
+            found.files.setdefault(digest, (f"run:{run_id}, what it keeps", None))
+    left = {digest: one for digest, one in found.files.items() if digest not in found.read}
+    with bars.bar(sum(size or 0 for _, size in left.values()), "verifying", show=progress) as step:
+        for digest, (what, size) in left.items():
+            problem = store.verify(digest, size, progress=step)
+            if problem is not None:
+                problems.append(f"{what}: {problem}")
+    return len(found.read) + len(left)
 
 
-def _data_bytes(store: BlobStore, view: View, seen: set[str], problems: list[str]) -> None:
-    """Read the stored bytes of every dataset version."""
+@define
+class _Stored:
+    """What should be stored: the documents that were read to know it, and digest -> (what it is of, size)."""
+
+    problems: list[str]
+    read: set[str] = field(factory=set)
+    files: dict[str, tuple[str, int | None]] = field(factory=dict)
+    purged: set[str] = field(factory=set)
+
+
+def _of_version(
+    store: BlobStore,
+    view: View,
+    model: str,
+    number: int,
+    found: _Stored,
+) -> None:
+    uri = f"model://{model}/v{number}"
+    version = view.version(model, number)
+    if version is None:
+        found.problems.append(f"{uri} is missing.")
+        return
+    files = list(version.files)
+    document = view.registered(model, number).document
+    try:
+        if document is not None:
+            found.read.add(document)
+            files = list(manifest.decode(store.read(document), source=uri))
+        purge = view.purge(model, number)
+        if purge is None and manifest.digest(files) != version.digest:
+            found.problems.append(f"{uri}: its files are not those of its manifest {version.digest}.")
+    except ModelHubError as error:
+        found.problems.append(f"{uri}: {error}")
+        return
+    gone = set() if purge is None else {f.path for f in files if purge[3] is None or f.path in purge[3]}
+    found.purged |= {file.digest for file in files if file.path in gone}
+    beside = [File(a.name, a.size, a.digest) for a in version.attachments]
+    beside += [file for evaluation in version.evaluations for file in evaluation.files]
+    for file in [f for f in files if f.path not in gone] + beside:
+        found.files.setdefault(file.digest, (f"{uri}, file {file.path}", file.size))
+
+
+def _of_data(
+    store: BlobStore,
+    view: View,
+    found: _Stored,
+) -> None:
     for name, number in data.all_versions(view):
-        found = data.version(view, name, number)
-        files = list(found.files)
+        version = data.version(view, name, number)
+        files = list(version.files)
         document = data.born(view, name, number).document
         try:
             if document is not None:
-                seen.add(document)
-                files = list(manifest.decode(store.read(document), source=found.uri))
+                found.read.add(document)
+                files = list(manifest.decode(store.read(document), source=version.uri))
         except ModelHubError as error:
-            problems.append(f"{found.uri}: {error}")
+            found.problems.append(f"{version.uri}: {error}")
             continue
-        if manifest.digest(files) != found.digest:
-            problems.append(f"{found.uri}: its files are not those of its manifest {found.digest}.")
+        if manifest.digest(files) != version.digest:
+            found.problems.append(f"{version.uri}: its files are not those of its manifest {version.digest}.")
         for file in files:
-            if file.digest not in seen:
-                seen.add(file.digest)
-                problem = store.verify(file.digest, file.size)
-                if problem is not None:
-                    problems.append(f"{found.uri}, file {file.path}: {problem}")
+            found.files.setdefault(file.digest, (f"{version.uri}, file {file.path}", file.size))

@@ -12,6 +12,8 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import pytest
 
 import modelhub_sdk as hub
 from modelhub_sdk import Registry
+from modelhub_sdk.blobs import progress
 from modelhub_sdk.errors import Conflict, InvalidDocument, InvalidName, NotAllowed, NotFound
 
 EVERY = pytest.mark.parametrize("reg", ["memory", "sqlite", "folder"], indirect=True)
@@ -161,6 +164,31 @@ def test_a_traceback_that_two_runs_share_stays_for_the_other(reg: Registry) -> N
     reg.redact("run:" + other, "exception", "a name")
     assert not reg._core.artifacts().has(trace, None)
     assert reg.verify().ok
+
+
+def test_what_a_run_keeps_is_verified(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of packages, a series, a traceback or a datum that is lost is found, and the bar has every byte."""
+    with pytest.raises(ValueError, match="x"), reg.start_run("bad") as run:
+        run.log({"loss": 0.5})
+        raise ValueError("x")
+    assert reg.verify().ok
+    blobs = reg._core.artifacts()
+    stored = dict(blobs.digests())
+    told: list[int] = []
+
+    @contextmanager
+    def bar(total: int | None, label: str, *, show: bool | None = None) -> Iterator[Any]:
+        yield told.append
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "bar", bar)
+        assert reg.verify().blobs == len(stored) == 3
+    assert sum(told) == sum(stored.values())
+    for digest in stored:
+        blobs.delete(digest, needed=lambda: False)
+    problems = reg.verify().problems
+    assert len(problems) == 3
+    assert all(f"run:{run.id}, what it keeps: The blob" in one for one in problems)
 
 
 def _finished(reg: Registry) -> list[Any]:

@@ -331,7 +331,7 @@ class BlobStore:
         if actual != digest or got != size:
             raise one.changed(digest, actual)
 
-    def verify(self, digest: str, size: int | None = None) -> str | None:
+    def verify(self, digest: str, size: int | None = None, *, progress: Progress | None = None) -> str | None:
         """Read the blob and return what is wrong with it in one sentence, or None.
 
         Raises:
@@ -342,10 +342,10 @@ class BlobStore:
             if found is None:
                 missing = NotFound(f"The blob {digest} is missing from {self.url}.")
                 one = self._reference(digest, missing)
-                self._fetch_reference(one, digest, one.size() if size is None else size, None, None)
+                self._fetch_reference(one, digest, one.size() if size is None else size, None, progress)
                 return None
             wanted = found if size is None else size
-            actual, got = self._blobs.fetch(digest, wanted, None, None)
+            actual, got = self._blobs.fetch(digest, wanted, None, progress)
         except (NotFound, NotAllowed, DigestMismatch) as exc:
             return str(exc)
         if got != wanted:

@@ -180,20 +180,21 @@ def series(view: View, run_id: str) -> list[str]:
     return found
 
 
-def documents(view: View) -> set[str]:
-    """Return the digests of everything that runs keep in the blob store beside datums and versions.
+def documents(view: View) -> dict[str, str]:
+    """Return what runs keep in the blob store beside datums and versions: digest -> the run (the last of several).
 
     The traceback of an exception that was redacted is not among them.
     """
     gone = {seal for seals in view.all_redacted().values() for seal in seals}
-    found: set[str | None] = set()
+    found: dict[str | None, str] = {}
     for event in view.events(ev.RunStarted.kind, ev.RunFinished.kind):
         if isinstance(event, ev.RunStarted):
-            found.add(event.packages)
+            found[event.packages] = event.run_id
         elif isinstance(event, ev.RunFinished):
-            found |= {event.series, event.document, *(file.digest for file in event.files)}
-            found.add(None if event.exception in gone else event.traceback)
-    return {one for one in found if one}
+            trace = None if event.exception in gone else event.traceback
+            for digest in (trace, event.series, event.document, *(file.digest for file in event.files)):
+                found[digest] = event.run_id
+    return {digest: run_id for digest, run_id in found.items() if digest}
 
 
 # --- parts ------------------------------------------------------------------------------------------------
