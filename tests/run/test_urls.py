@@ -19,6 +19,7 @@ import pytest
 import modelhub_sdk as hub
 from modelhub_sdk import Registry
 from modelhub_sdk.blobs import cache, patience, progress, remote
+from modelhub_sdk.blobs.web import WebReader
 from modelhub_sdk.errors import Conflict, CredentialsRefused, InvalidURI, NotFound, StoreUnavailable
 from modelhub_sdk.run.inputs import InputSpec
 from tests.support.threads import at_once
@@ -419,6 +420,30 @@ def test_one_of_many_fetches(reg: Registry, web: Web) -> None:
 
     at_once(8, once)
     assert web.asked == {"200": 1, "304": 7}
+
+
+def test_an_error_is_never_taken_for_the_end(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads on after an error, or after Ctrl-C, has the error again or the right bytes, and no short file."""
+    data = web.files["/a.bin"] = os.urandom(300_000)
+    web.cuts = [100_000, 0, 0, 0]
+    reader, view = WebReader(web.url + "/a.bin"), memoryview(bytearray(300_000))
+    monkeypatch.setattr(time, "sleep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        while True:
+            reader.readinto(view[:1000])
+    monkeypatch.undo()
+    assert reader.readinto(view[reader._at :]) == 300_000 - 100_000
+    assert bytes(view[100_000:]) == data[100_000:]
+    reader.close()
+    assert reader.readinto(view) == 0
+
+    monkeypatch.setattr(patience, "_PATIENCE", 0.3)
+    web.cuts = [100_000] + [0] * 50
+    reader = WebReader(web.url + "/a.bin")
+    assert reader.readinto(view) == 100_000
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable):
+            reader.readinto(view)
 
 
 def test_a_person_sees_a_bar(reg: Registry, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:

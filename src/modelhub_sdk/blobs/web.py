@@ -121,7 +121,7 @@ class WebReader:
         self._answer: http.client.HTTPResponse | None = None
         self._left: int | None = None  # bytes that this connection has announced and not given
         self._spent, self._given = 0.0, 0  # seconds of waiting for this connection, and bytes of it
-        self._first = True
+        self._first, self._ended = True, False
         self._failed: ModelHubError | None = None
         self._patiently(lambda: self._open(unless))
 
@@ -145,7 +145,7 @@ class WebReader:
             if self.tag:
                 headers["If-Range"] = self.tag
         request = urllib.request.Request(self._url, headers=headers)  # noqa: S310  # `_check` has looked
-        self.close()
+        self._hang_up()
         try:
             self._answer = answer = self._opener.open(request, timeout=_TIMEOUT)
         except urllib.error.HTTPError as exc:
@@ -154,7 +154,8 @@ class WebReader:
             exc.close()
             if self.size is not None and self.size != self._at:
                 raise self._changed() from None
-            return  # all of it has come
+            self._ended = True  # all of it has come
+            return
         self._spent, self._given = 0.0, 0
         told = answer.headers.get("ETag", "").strip()
         tag = told if _STRONG.fullmatch(told) else None
@@ -165,7 +166,7 @@ class WebReader:
             raise _Wrong(f"{shown(self._shown)} gave another part than it was asked for.")
         size = self._left if self._left is None or not part else self._at + self._left
         if (self.tag and tag != self.tag) or (not self._first and size != self.size):
-            self.close()
+            self._hang_up()
             raise self._changed()
         self.tag, self.size, self._first = tag, size, False
         if self._at and not part:  # a server without ranges: read up to there
@@ -220,40 +221,41 @@ class WebReader:
 
     def readinto(self, view: memoryview) -> int:
         """Fill *view* from its start and return how many bytes came."""
+        if self._failed is not None:
+            raise self._failed
         filled = 0
-        broken = False
 
         def step() -> bytes:
-            nonlocal broken
-            if broken:
+            if self._answer is None and not self._ended:
                 self._open()
-                broken = False
             try:
                 return self._some(len(view) - filled)
             except (OSError, http.client.HTTPException, ValueError):
-                broken = self.tag is not None or self._checked
-                if not broken:  # what comes now may be of another file
+                self._hang_up()
+                if self.tag is None and not self._checked:  # what comes now may be of another file
                     raise _Wrong(f"{shown(self._shown)} broke off.") from None
                 raise
 
-        if self._failed is not None:
-            raise self._failed
         try:
             while filled < len(view) and (data := self._patiently(step)):
                 view[filled : filled + len(data)] = data
                 filled += len(data)
                 self._at += len(data)
         except ModelHubError as error:
+            self._failed = error  # never to be taken for the end
             if not filled:
                 raise
-            self._failed = error  # what came counts
         return filled
 
     def finish(self) -> None:
         """Check nothing: that as many bytes came as were announced has been seen."""
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; there is nothing to read any more."""
+        self._ended = True
+        self._hang_up()
+
+    def _hang_up(self) -> None:
         if self._answer is not None:
             self._answer.close()
             self._answer = None
