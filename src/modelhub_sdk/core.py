@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from attrs import define, field
 
 from modelhub_sdk import surroundings
+from modelhub_sdk.arguments import kept_outputs
 from modelhub_sdk.blobs.cache import Cache
 from modelhub_sdk.blobs.store import BlobStore
 from modelhub_sdk.domain import events as ev
@@ -245,7 +246,7 @@ class Core:
             self._check_frozen(view, events)
             stored = {digest for event in events for digest in ev.blobs_of(event)}
             events += self._spared(view, stored, checked)
-            if inner := self._in_manifests(events) - stored:  # the manifests themselves are there by now
+            if inner := self.in_documents(events) - stored:  # the documents themselves are there by now
                 events += self._spared(view, inner, checked)
                 stored |= inner
             entry = Entry(
@@ -277,12 +278,14 @@ class Core:
 
     # --- bytes that an entry relies on ---------------------------------------------------------
 
-    def _in_manifests(self, events: Sequence[Event]) -> set[str]:
-        """Return the digests of the files in the manifest documents of *events*."""
+    def in_documents(self, events: Iterable[Event]) -> set[str]:
+        """Return the digests of the blobs that *events* say are stored, in their manifests and other documents."""
         found: set[str] = set()
         for event in events:
             if isinstance(event, (ev.VersionRegistered, ev.DatasetVersionCreated)) and event.document:
                 found |= ev.stored_files(event, self.manifest(event.document))
+            elif isinstance(event, ev.OutputsIngested) and event.document:
+                found |= kept_outputs(event, self.document)
         return found
 
     @staticmethod

@@ -13,6 +13,8 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import timedelta
 
+from attrs import frozen
+
 from modelhub_sdk.arguments import beside, kept_outputs
 from modelhub_sdk.blobs import progress as bars
 from modelhub_sdk.core import DELETED_AT_ONCE, Core, since_boot
@@ -33,22 +35,23 @@ def collect(core: Core, *, dry_run: bool, grace: timedelta, progress: bool | Non
     blobs = core.artifacts()
     stored = dict(blobs.digests())
     with core.view() as view:
-        unneeded = set(stored) - needed(core, view, stored)
+        needs = Needs.of(core, view, stored)
         known = view.garbage()
+    unneeded = set(stored) - needs.digests
     size = sum(stored[digest] for digest in unneeded)
     before = {digest for digest, one in known.items() if one.state == "condemned" and digest in unneeded}
     examples = tuple(sorted(unneeded)[:5])
     if dry_run:
         return GarbageReport(True, len(unneeded), size, waiting=len(before), examples=examples)
     going = {digest for digest, one in known.items() if one.state == "deleting"}
-    condemned = sum(_condemned(core, batch) for batch in _batches(unneeded - before - going))
+    condemned = sum(_condemned(core, batch, needs) for batch in _batches(unneeded - before - going))
     horizon = core.clock() - grace
     with core.view() as view:
         due = [d for d, one in view.garbage().items() if one.state == "condemned" and one.at <= horizon]
     gone: list[str] = []
     with bars.bar(sum(stored.get(digest, 0) for digest in due), "deleting", show=progress) as step:
         for batch in _batches(due):
-            gone += free(core, batch)
+            gone += free(core, batch, needs)
             if step is not None:
                 step(sum(stored.get(digest, 0) for digest in batch))
     core.wait_for_deletion(going)  # another collector is at it, or was killed: then its work is finished here
@@ -71,14 +74,14 @@ def _batches(digests: Iterable[str]) -> Iterator[list[str]]:
         yield ordered[start : start + DELETED_AT_ONCE]
 
 
-def _condemned(core: Core, digests: Sequence[str]) -> int:
+def _condemned(core: Core, digests: Sequence[str], needs: Needs) -> int:
     """Condemn those of *digests* that nothing needs; return how many were not condemned before."""
     new: tuple[str, ...] = ()
 
     def decide(view: View, seal: Sealer) -> list[Event]:
         nonlocal new
         known = view.garbage(digests)
-        wanted = needed(core, view, digests)
+        wanted = needs.now(core, view)
         new = tuple(
             digest
             for digest in digests
@@ -90,9 +93,13 @@ def _condemned(core: Core, digests: Sequence[str]) -> int:
     return len(new)
 
 
-def free(core: Core, digests: Sequence[str]) -> tuple[str, ...]:
-    """Delete bytes for which nothing speaks as the entry is appended that says so; return which."""
+def free(core: Core, digests: Sequence[str], needs: Needs | None = None) -> tuple[str, ...]:
+    """Delete bytes for which nothing speaks as the entry is appended that says so; return which.
+
+    *needs* are known already, of these digests and perhaps of more.
+    """
     with core.view() as view:
+        needs = needs or Needs.of(core, view, digests)
         gone = {digest for digest, one in view.garbage(digests).items() if one.state == "deleted"}
     digests = [digest for digest in digests if digest not in gone or core.artifacts().has(digest)]
     if not digests:
@@ -101,13 +108,39 @@ def free(core: Core, digests: Sequence[str]) -> tuple[str, ...]:
 
     def decide(view: View, seal: Sealer) -> list[Event]:
         known = view.garbage(digests)
-        wanted = needed(core, view, digests)
+        wanted = needs.now(core, view)
         busy = {d for d, one in known.items() if one.state == "deleting"}
         going = tuple(digest for digest in digests if digest not in wanted and digest not in busy)
         return [ev.BlobsDeleting(digests=going)] if going else []
 
     entry = core.commit("registry", decide)
     return () if entry is None else core.deleted(entry, begun)
+
+
+@frozen
+class Needs:
+    """Which digests something needed as of one entry. Later entries can only add to them, and are few.
+
+    So what takes long, reading everything, is done before the journal is locked for an entry of ours.
+    """
+
+    seq: int
+    digests: frozenset[str]
+
+    @classmethod
+    def of(cls, core: Core, view: View, digests: Collection[str]) -> Needs:
+        """Return which of *digests* something needs now."""
+        return cls(view.head()[0], frozenset(needed(core, view, digests)))
+
+    def now(self, core: Core, view: View) -> set[str]:
+        """Return what is needed by *view*, which is later: what was, and what was named since."""
+        events, unknown = view.since(self.seq, ev.KINDS)
+        found = set(self.digests) | core.in_documents(events)
+        for event in events:
+            found |= ev.blobs_of(event)
+        for raw in unknown:
+            found |= set(_DIGEST.findall(raw))
+        return found
 
 
 def needed(core: Core, view: View, digests: Collection[str]) -> set[str]:

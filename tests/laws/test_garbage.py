@@ -122,6 +122,28 @@ def test_bytes_deleted_between_upload_and_commit_are_stored_again(
         assert reg.stats().missing == 0
 
 
+def test_outputs_in_a_document_are_stored_again_too(
+    make_home: MakeHome, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """So many outputs that their list is a document: those that are kept are relied on like all other bytes."""
+    for n in range(600):
+        tmp_path.joinpath("outputs").mkdir(exist_ok=True)
+        tmp_path.joinpath("outputs", f"{n}.txt").write_bytes(b"%d" % n)
+    with make_home("sqlite").opened() as reg, make_home("sqlite").opened() as other:
+        commit, deleted = core.Core.commit, []
+
+        def collected_first(self: core.Core, scope: str, decide: Any) -> Any:
+            if self is reg._core and scope == "registry":
+                deleted.append(other.collect_garbage(dry_run=False, grace=AT_ONCE).deleted)
+            return commit(self, scope, decide)
+
+        monkeypatch.setattr(core.Core, "commit", collected_first)
+        reg.ingest(tmp_path / "outputs", keep="all")
+        assert sum(deleted) >= 600
+        assert reg.collect_garbage().unneeded == 0
+        assert {digest(b"%d" % n) for n in range(600)} <= stored(reg)
+
+
 def test_a_stream_that_is_gone_is_told(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes that cannot be produced again are a Conflict that says to call again; nothing was registered."""
     import io

@@ -620,6 +620,14 @@ class View:
         )
         return [codec.structure(json.loads(row[0])) for row in rows]
 
+    def since(self, seq: int, known: Collection[str]) -> tuple[list[ev.Event], list[str]]:
+        """Return the events after entry *seq*, those of kinds that are not *known* as JSON."""
+        rows = self.sql.all("SELECT kind, doc FROM @event WHERE seq > ? ORDER BY seq, n", seq)
+        return (
+            [codec.structure(json.loads(doc)) for kind, doc in rows if kind in known],
+            [doc for kind, doc in rows if kind not in known],
+        )
+
     # --- uses and audit ------------------------------------------------------------------------
 
     def uses(self, model: str, number: int, uri: str | None = None) -> list[Use]:
