@@ -45,9 +45,10 @@ def collect(core: Core, *, dry_run: bool, grace: timedelta, progress: bool | Non
         return GarbageReport(True, len(unneeded), size, waiting=len(before), examples=examples)
     going = {digest for digest, one in known.items() if one.state == "deleting"}
     condemned = sum(_condemned(core, batch, needs) for batch in _batches(unneeded - before - going))
-    horizon = core.clock() - grace
     with core.view() as view:
-        due = [d for d, one in view.garbage().items() if one.state == "condemned" and one.at <= horizon]
+        _, _, last = view.head()
+        now = max(core.clock(), last or core.clock())  # the journal's times go on where a clock went back
+        due = [d for d, one in view.garbage().items() if one.state == "condemned" and one.at <= now - grace]
     gone: list[str] = []
     with bars.bar(sum(stored.get(digest, 0) for digest in due), "deleting", show=progress) as step:
         for batch in _batches(due):

@@ -865,9 +865,9 @@ class Registry(RegistryView):
             NotFound: there is no such thing or text.
             InvalidName: *what* is none of these.
         """
+        scope, subjects = self._redactable(ref)
         said = reason_of(reason)
         picker = seal_picker(what)
-        scope, subjects = self._redactable(ref)
         touched: set[int] = set()
         traces: set[str] = set()
         last = 0

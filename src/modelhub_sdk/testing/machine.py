@@ -19,7 +19,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -430,6 +430,26 @@ class RegistryMachine(RuleBasedStateMachine):
             site.handles[handle]._core.actor = self.oracle.actor
             drain(site.handles[handle]._core)
         self._compare_journals(all_of_it=False)
+
+    @rule(left=st.sampled_from(many.CONTENTS), handle=handle)
+    def collect_garbage(self, left: bytes, handle: int) -> None:
+        """Leave bytes that nobody may have registered, and delete what nothing needs, on every site the same."""
+        self.commands += 1
+        self.sound = False
+        done = []
+        for site in self.sites:
+            self.injected.begin(self.commands, self.oracle.now)
+            registry = site.handles[handle]
+            registry._core.actor = self.oracle.actor
+            blobs = registry._core.artifacts()
+            blobs.put_bytes(left)
+            report = registry.collect_garbage(dry_run=False, grace=timedelta(0))
+            done.append((report, sorted(blobs.digests())))
+            assert registry.collect_garbage().unneeded == 0, site.name
+        assert all(one == done[0] for one in done), done
+        self._compare_journals(all_of_it=False)
+        self._compare_state()
+        self.sound = True
 
     moment = st.none() | st.integers(0, 1000)
 

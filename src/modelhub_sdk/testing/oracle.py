@@ -19,7 +19,16 @@ import attrs
 
 from modelhub_sdk.domain import names
 from modelhub_sdk.domain import query as queries
-from modelhub_sdk.domain.uri import ByDigest, Latest, ModelURI, Named, Number, parse_ref, parse_uri
+from modelhub_sdk.domain.uri import (
+    ByDigest,
+    DatasetURI,
+    Latest,
+    ModelURI,
+    Named,
+    Number,
+    parse_ref,
+    parse_uri,
+)
 from modelhub_sdk.domain.values import Opaque, leaves, normalise, normalise_fields
 from modelhub_sdk.errors import (
     Conflict,
@@ -663,12 +672,15 @@ class Oracle(Past):
         self._done()
 
     def redact(self, ref: str, what: str, reason: str) -> Row:
-        """As `Registry.redact`."""
-        uri = _thing_uri(ref)
+        """As `Registry.redact`; there are no datasets here."""
+        of_data = isinstance(parse_uri(ref), DatasetURI) if ref.startswith("dataset://") else False
+        uri = ModelURI("churn") if of_data else _thing_uri(ref)
         _reason(reason, required=True)
         known = ("note", "description", "title", "owner", "reasons", "comments", "evaluations", "all")
         if what not in known and not what.startswith("fields."):
             raise InvalidName("nothing that can be redacted")
+        if of_data:
+            raise NotFound("a dataset")
         number, _ = self._thing(uri)
         found = [text for kind, text in self._typed.get((uri.name, number), []) if what in (kind, "all")]
         if not found:
