@@ -35,8 +35,9 @@ def collect(core: Core, *, dry_run: bool, grace: timedelta, progress: bool | Non
     blobs = core.artifacts()
     stored = dict(blobs.digests())
     with core.view() as view:
-        needs = Needs.of(core, view, stored)
         known = view.garbage()
+        looked_at = {*stored, *known}
+        needs = Needs.of(core, view, looked_at)
     unneeded = set(stored) - needs.digests
     size = sum(stored[digest] for digest in unneeded)
     before = {digest for digest, one in known.items() if one.state == "condemned" and digest in unneeded}
@@ -47,8 +48,13 @@ def collect(core: Core, *, dry_run: bool, grace: timedelta, progress: bool | Non
     condemned = sum(_condemned(core, batch, needs) for batch in _batches(unneeded - before - going))
     with core.view() as view:
         _, _, last = view.head()
-        now = max(core.clock(), last or core.clock())  # the journal's times go on where a clock went back
-        due = [d for d, one in view.garbage().items() if one.state == "condemned" and one.at <= now - grace]
+        now = core.clock()
+        horizon = max(now, last or now) - grace  # the journal's times go on where a clock went back
+        due = [
+            digest
+            for digest, one in view.garbage().items()
+            if digest in looked_at and one.state == "condemned" and one.at <= horizon
+        ]
     gone: list[str] = []
     with bars.bar(sum(stored.get(digest, 0) for digest in due), "deleting", show=progress) as step:
         for batch in _batches(due):
@@ -139,6 +145,11 @@ class Needs:
         found = set(self.digests) | core.in_documents(events)
         for event in events:
             found |= ev.blobs_of(event)
+            if (
+                isinstance(event, ev.VersionRegistered) and event.external
+            ):  # an own copy of such bytes is kept
+                files = core.manifest(event.document) if event.document else event.files
+                found |= {file.digest for file in files}
         for raw in unknown:
             found |= set(_DIGEST.findall(raw))
         return found

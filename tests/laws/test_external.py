@@ -12,7 +12,7 @@ import fsspec
 import pytest
 
 import modelhub_sdk as hub
-from modelhub_sdk import Registry
+from modelhub_sdk import Registry, garbage
 from modelhub_sdk.blobs import cache
 from modelhub_sdk.domain import external
 from modelhub_sdk.errors import (
@@ -325,6 +325,22 @@ def test_on_the_web(ranges: bool, reg: Registry, web: Web) -> None:
     assert reg.verify().ok
     web.data = web.data[:-1]
     assert "have changed" in reg.verify().problems[0]
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_collector_sees_references_that_come_meanwhile(many: bool, reg: Registry, web: Web) -> None:
+    """An own copy of bytes is needed as soon as a version names them elsewhere, however its files are listed."""
+    reg.configure(external=[web.url + "/files"])
+    web.data = b"weights"
+    own = reg._core.artifacts().put_bytes(web.data)
+    with reg._core.view() as view:
+        before = garbage.Needs.of(reg._core, view, [own])
+    assert own not in before.digests
+    names = [f"{n}.bin" for n in range(1001 if many else 1)]
+    reg.register("m", {name: f"{web.url}/files/{name}" for name in names}, copy=False)
+    with reg._core.view() as view:
+        assert own in before.now(reg._core, view)
+        assert own in garbage.needed(reg._core, view, [own])
 
 
 @pytest.mark.parametrize("ranges", [True, False])
