@@ -366,9 +366,11 @@ class Cache:
         if self._above is not None:
             return self._above.take(opener, size, key=key, progress=progress)
         limit = bound()
+        begun = False
 
         def write(fd: int) -> str:
-            nonlocal size
+            nonlocal size, begun
+            begun = True
             if size is None:
                 reader = opener(0)
                 try:
@@ -382,6 +384,8 @@ class Cache:
         try:
             path, digest = self._received(key, size, write)
         except StoreUnavailable as error:
+            if begun:  # what was opened may not be read twice
+                raise
             return self._overlay(error).take(opener, size, key=key, progress=progress)
         self._kept_within(limit, [File("", size or 0, digest)])
         return digest, size or 0, path
@@ -450,8 +454,10 @@ class Cache:
                 facts = self._sealed(fd)
             finally:
                 os.close(fd)
-            path = self.get(digest) or self._published(temporary, digest, facts)
-            disk.remove(temporary)
+            there = None if digest[7:] == key else self.get(digest)  # a key that is a digest was looked for
+            if there is not None:
+                disk.remove(temporary)
+            path = there or self._published(temporary, digest, facts)
         except BaseException as error:
             full = getattr(error, "errno", None) in _FULL
             if (

@@ -12,7 +12,6 @@ from modelhub_sdk.blobs import disk, remote, web
 from modelhub_sdk.blobs.disk import Progress, Reader
 from modelhub_sdk.domain import names
 from modelhub_sdk.errors import (
-    Conflict,
     DigestMismatch,
     InvalidDocument,
     InvalidName,
@@ -129,20 +128,14 @@ def measured(one: Reference, progress: Progress | None) -> tuple[str, int, str |
         NotFound, InvalidName, CredentialsRefused, StoreUnavailable: it cannot be read.
     """
     state = None if one.is_web else remote.url_state(one.url, dict(one.options))
-    reader = one.reader(0, checked=False) if state is None else state.open(0)
+    reader = one.reader(0, checked=False) if state is None else remote.Unchanged(state, one.url, one.options)
     try:
         digest, size = disk.copy(
             reader, None, size=state.size if state else None, progress=progress, where=one.url
         )
     finally:
         reader.close()
-    if state is None:
-        return digest, size, None
-    if remote.url_state(one.url, dict(one.options)).tag != state.tag:
-        raise Conflict(
-            f"{shown(one.url, 300)} changed while it was read.", hint="Register it when its writer is done."
-        )
-    return digest, size, state.version
+    return digest, size, None if state is None else state.version
 
 
 def named(files: Any, refer: Callable[[str], Reference]) -> dict[str, Reference]:

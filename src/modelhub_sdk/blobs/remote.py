@@ -797,3 +797,21 @@ class _UrlReader(_Ranges):
                 f"{shown(self._where)} gave {self._got} bytes instead of {self._size}: changed, or cut.",
                 hint="Try again.",
             )
+
+
+class Unchanged:
+    """A `Reader` of what is behind *url*, from byte *start* on, that looks at its end whether that is *state* still."""
+
+    def __init__(self, state: UrlState, url: str, options: Mapping[str, Any], start: int = 0) -> None:
+        self._state, self._url, self._options = state, url, dict(options)
+        self._reader = state.open(start)
+        self.readinto, self.close = self._reader.readinto, self._reader.close
+
+    def finish(self) -> None:
+        """Raise Conflict if it is another one by now, and whatever the reader itself finds."""
+        self._reader.finish()
+        if self._state.tag is not None and url_state(self._url, self._options).tag != self._state.tag:
+            raise Conflict(
+                f"{shown(without_secrets(self._url), 300)} changed while it was read.",
+                hint="Try again when its writer is done.",
+            )

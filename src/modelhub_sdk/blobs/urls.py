@@ -110,11 +110,8 @@ def _from_store(cache: Cache, url: str, options: Mapping[str, Any], told: str) -
     if (found := note.found(state.tag)) is not None:
         return found
 
-    def same() -> bool:
-        return remote.url_state(url, dict(options)).tag == state.tag
-
     def opener(start: int) -> Reader:
-        return _Unchanged(state.open(start), same, told)
+        return remote.Unchanged(state, url, options, start)
 
     with nullcontext() if state.tag is None else cache.turn(_key(told)):
         note = _Note(cache, told)
@@ -162,22 +159,6 @@ def _key(told: str, tag: str | None = None) -> str:
     """Return the name of a URL, or of one state of what is behind it, which begins in the same way."""
     name = hashlib.sha256(told.encode()).hexdigest()
     return name if tag is None else name[:SAME] + hashlib.sha256(tag.encode()).hexdigest()[SAME:]
-
-
-class _Unchanged:
-    """A `Reader` that finds out at its end whether what it read is still what it was."""
-
-    def __init__(self, reader: Reader, check: Callable[[], bool], told: str) -> None:
-        self._reader, self._check, self._told = reader, check, told
-        self.readinto, self.close = reader.readinto, reader.close
-
-    def finish(self) -> None:
-        self._reader.finish()
-        if not self._check():
-            raise Conflict(
-                f"{shown(self._told, 300)} changed while it was read.",
-                hint="Try again when its writer is done.",
-            )
 
 
 class _Note:
