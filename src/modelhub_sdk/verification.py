@@ -11,7 +11,7 @@ from attrs import define, field, frozen
 from modelhub_sdk.blobs import progress as bars
 from modelhub_sdk.blobs.store import BlobStore
 from modelhub_sdk.core import Core
-from modelhub_sdk.domain.entities import File, Verification
+from modelhub_sdk.domain.entities import DatasetVersion, File, ModelVersion, Verification
 from modelhub_sdk.domain.events import Entry
 from modelhub_sdk.errors import InvalidDocument, JournalTooNew, ModelHubError, shown
 from modelhub_sdk.formats import codec, manifest
@@ -203,29 +203,15 @@ class _Stored:
     purged: set[str] = field(factory=set)
 
 
-def _of_version(
-    store: BlobStore,
-    view: View,
-    model: str,
-    number: int,
-    found: _Stored,
-) -> None:
+def _of_version(store: BlobStore, view: View, model: str, number: int, found: _Stored) -> None:
     uri = f"model://{model}/v{number}"
     version = view.version(model, number)
     if version is None:
         found.problems.append(f"{uri} is missing.")
         return
-    files = list(version.files)
-    document = view.registered(model, number).document
-    try:
-        if document is not None:
-            found.read.add(document)
-            files = list(manifest.decode(store.read(document), source=uri))
-        purge = view.purge(model, number)
-        if purge is None and manifest.digest(files) != version.digest:
-            found.problems.append(f"{uri}: its files are not those of its manifest {version.digest}.")
-    except ModelHubError as error:
-        found.problems.append(f"{uri}: {error}")
+    purge = view.purge(model, number)
+    files = _files(store, version, view.registered(model, number).document, found, whole=purge is None)
+    if files is None:
         return
     gone = set() if purge is None else {f.path for f in files if purge[3] is None or f.path in purge[3]}
     found.purged |= {file.digest for file in files if file.path in gone}
@@ -235,23 +221,31 @@ def _of_version(
         found.files.setdefault(file.digest, (f"{uri}, file {file.path}", file.size))
 
 
-def _of_data(
-    store: BlobStore,
-    view: View,
-    found: _Stored,
-) -> None:
+def _of_data(store: BlobStore, view: View, found: _Stored) -> None:
     for name, number in data.all_versions(view):
         version = data.version(view, name, number)
-        files = list(version.files)
         document = data.born(view, name, number).document
-        try:
-            if document is not None:
-                found.read.add(document)
-                files = list(manifest.decode(store.read(document), source=version.uri))
-        except ModelHubError as error:
-            found.problems.append(f"{version.uri}: {error}")
-            continue
-        if manifest.digest(files) != version.digest:
-            found.problems.append(f"{version.uri}: its files are not those of its manifest {version.digest}.")
-        for file in files:
+        for file in _files(store, version, document, found, whole=True) or ():
             found.files.setdefault(file.digest, (f"{version.uri}, file {file.path}", file.size))
+
+
+def _files(
+    store: BlobStore,
+    version: ModelVersion | DatasetVersion,
+    document: str | None,
+    found: _Stored,
+    *,
+    whole: bool,
+) -> list[File] | None:
+    """Return all files of a version, None when its manifest cannot be read; *whole*: none of them was purged."""
+    files = list(version.files)
+    try:
+        if document is not None:
+            found.read.add(document)
+            files = list(manifest.decode(store.read(document), source=version.uri))
+    except ModelHubError as error:
+        found.problems.append(f"{version.uri}: {error}")
+        return None
+    if whole and manifest.digest(files) != version.digest:
+        found.problems.append(f"{version.uri}: its files are not those of its manifest {version.digest}.")
+    return files

@@ -12,8 +12,6 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,8 @@ import pytest
 
 import modelhub_sdk as hub
 from modelhub_sdk import Registry
-from modelhub_sdk.blobs import progress
 from modelhub_sdk.errors import Conflict, InvalidDocument, InvalidName, NotAllowed, NotFound
+from tests.support.bars import counted_bars
 
 EVERY = pytest.mark.parametrize("reg", ["memory", "sqlite", "folder"], indirect=True)
 
@@ -174,15 +172,10 @@ def test_what_a_run_keeps_is_verified(reg: Registry, monkeypatch: pytest.MonkeyP
     assert reg.verify().ok
     blobs = reg._core.artifacts()
     stored = dict(blobs.digests())
-    told: list[int] = []
-
-    @contextmanager
-    def bar(total: int | None, label: str, *, show: bool | None = None) -> Iterator[Any]:
-        yield told.append
-
     with monkeypatch.context() as patch:
-        patch.setattr(progress, "bar", bar)
+        bars = counted_bars(patch)
         assert reg.verify().blobs == len(stored) == 3
+    told = [count for *_, counts in bars for count in counts]
     assert sum(told) == sum(stored.values())
     for digest in stored:
         blobs.delete(digest, needed=lambda: False)

@@ -10,7 +10,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,11 @@ import pytest
 
 import modelhub_sdk as hub
 from modelhub_sdk import Registry
-from modelhub_sdk.blobs import cache, patience, progress, remote
+from modelhub_sdk.blobs import cache, patience, remote
 from modelhub_sdk.blobs.web import WebReader
 from modelhub_sdk.errors import Conflict, CredentialsRefused, InvalidURI, NotFound, StoreUnavailable
 from modelhub_sdk.run.inputs import InputSpec
+from tests.support.bars import counted_bars
 from tests.support.threads import at_once
 from tests.support.web import Quiet, serving
 
@@ -450,14 +450,7 @@ def test_a_person_sees_a_bar(reg: Registry, web: Web, monkeypatch: pytest.Monkey
     """With the size, also when the transfer breaks off and when the next one goes on with it."""
     monkeypatch.setattr(cache, "_RESUMED", 1000)
     web.files["/a.bin"] = os.urandom(400_000)
-    bars: list[tuple[int | None, str, list[int]]] = []
-
-    @contextmanager
-    def bar(total: int | None, label: str, *, show: bool | None = None) -> Iterator[Any]:
-        bars.append((total, label, []))
-        yield bars[-1][2].append
-
-    monkeypatch.setattr(progress, "bar", bar)
+    bars = counted_bars(monkeypatch)
     web.cuts = [100_000, 200_000] + [0] * 100
     with pytest.raises(StoreUnavailable):
         had(reg, web.url + "/a.bin?token=secret")

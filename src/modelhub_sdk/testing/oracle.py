@@ -19,16 +19,7 @@ import attrs
 
 from modelhub_sdk.domain import names
 from modelhub_sdk.domain import query as queries
-from modelhub_sdk.domain.uri import (
-    ByDigest,
-    DatasetURI,
-    Latest,
-    ModelURI,
-    Named,
-    Number,
-    parse_ref,
-    parse_uri,
-)
+from modelhub_sdk.domain.uri import ByDigest, Latest, ModelURI, Named, Number, parse_ref, parse_uri
 from modelhub_sdk.domain.values import Opaque, leaves, normalise, normalise_fields
 from modelhub_sdk.errors import (
     Conflict,
@@ -673,13 +664,12 @@ class Oracle(Past):
 
     def redact(self, ref: str, what: str, reason: str) -> Row:
         """As `Registry.redact`; there are no datasets here."""
-        of_data = isinstance(parse_uri(ref), DatasetURI) if ref.startswith("dataset://") else False
-        uri = ModelURI("churn") if of_data else _thing_uri(ref)
+        uri = parse_uri(ref) if ref.startswith("dataset://") else _thing_uri(ref)
         _reason(reason, required=True)
         known = ("note", "description", "title", "owner", "reasons", "comments", "evaluations", "all")
         if what not in known and not what.startswith("fields."):
             raise InvalidName("nothing that can be redacted")
-        if of_data:
+        if not isinstance(uri, ModelURI):
             raise NotFound("a dataset")
         number, _ = self._thing(uri)
         found = [text for kind, text in self._typed.get((uri.name, number), []) if what in (kind, "all")]

@@ -36,6 +36,7 @@ from modelhub_sdk.views import tables, text
 __all__ = ["Html", "esc", "render", "tag"]
 
 _MANY = 40  # rows before the rest is folded away or only counted
+_TRACEBACK = 20_000  # characters of it, the last ones
 _LONG = 4_000  # characters of one text
 
 
@@ -274,9 +275,6 @@ def _table(
 def _pairs(pairs: Iterable[tuple[object, object]]) -> Html:
     body = [tag("tr", tag("th", name, scope="row"), tag("td", value)) for name, value in pairs if value]
     return tag("table", tag("tbody", *body)) if body else _NOTHING
-
-
-_TRACEBACK = 20_000  # characters, the last ones
 
 
 def _folded(lines: Sequence[Any], show: Callable[[Sequence[Any]], Html], noun: str, plural: str = "") -> Html:
