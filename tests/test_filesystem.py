@@ -332,6 +332,26 @@ def test_chains(filled: Registry, tmp_path: Path) -> None:
         assert file.read() == FILES["m.bin"]
 
 
+def test_pruned_before_it_is_open(filled: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A file that another process prunes between its fetch and its opening is fetched again, or read from the store."""
+    local, times = filesystem.ModelFileSystem._local, iter([1, 2] + [100] * 20)
+
+    def and_gone(self: Any, tree: Any, file: Any) -> Any:
+        path = local(self, tree, file)
+        if next(times) != 2:
+            self.registry._core.cache().clear()
+        return path
+
+    monkeypatch.setattr(filesystem.ModelFileSystem, "_local", and_gone)
+    fs = fsspec.filesystem("model")
+    assert fs.cat_file("churn/v1/m.bin") == FILES["m.bin"]
+    assert fs.cat_file("churn/v1/m.bin", 1, 4) == FILES["m.bin"][1:4]
+    with fs.open("churn/v1/m.bin") as file:
+        assert file.read() == FILES["m.bin"]
+    fs.get_file("churn/v1/m.bin", str(tmp_path / "here"))
+    assert (tmp_path / "here").read_bytes() == FILES["m.bin"]
+
+
 def test_ranges_on_s3_fetch_ranges(s3_bucket: Bucket, s3_proxy: S3Proxy, tmp_path: Path, large: None) -> None:
     """From an object store only the bytes that are asked for travel, and nothing is fetched to look at names."""
     content = bytes(range(256)) * 4096

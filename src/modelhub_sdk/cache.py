@@ -26,20 +26,22 @@ def info(*, cache_dir: _Folder = None) -> CacheInfo:
     return Cache(cache_dir).info()
 
 
-def prune(max_size: int | str = 0, *, cache_dir: _Folder = None) -> int:
+def prune(max_size: int | str | None = None, *, cache_dir: _Folder = None) -> int:
     """Remove what was used longest ago until at most *max_size* is left; return the bytes freed.
 
-    What a living process is linking just now stays, and a process that reads a removed file reads on.
+    Transfers that were interrupted go too. What a living process is linking just now stays, and a process that
+    reads a removed file reads on.
 
     Args:
-        max_size: bytes, or a text such as ``"20GB"``.
+        max_size: bytes, or a text such as ``"20GB"``. None: ``$MODELHUB_CACHE_SIZE``; where that is not set either,
+            no file goes that is whole.
         cache_dir: another cache than the default one.
 
     Raises:
         InvalidName: *max_size* is no size.
         StoreUnavailable: the cache cannot be written.
     """
-    return Cache(cache_dir).prune(parse_size(max_size))
+    return Cache(cache_dir).prune(None if max_size is None else parse_size(max_size))
 
 
 def verify(*, cache_dir: _Folder = None, progress: bool | None = None) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from attrs import define, field
 from modelhub_sdk import surroundings
 from modelhub_sdk.arguments import kept_outputs
 from modelhub_sdk.blobs.cache import Cache
+from modelhub_sdk.blobs.parallel import each
 from modelhub_sdk.blobs.store import BlobStore
 from modelhub_sdk.domain import events as ev
 from modelhub_sdk.domain import external
@@ -306,12 +307,15 @@ class Core:
     def _store_again(self, digests: Iterable[str]) -> None:
         """Make sure that bytes which were deleted meanwhile are there again."""
         blobs = self.artifacts()
-        for digest in digests:
+
+        def store(digest: str, _: object) -> None:
             if not blobs.has(digest) and not blobs.again(digest):
                 raise Conflict(
                     f"The bytes {digest} were deleted, as nothing needed them, while they were being registered.",
                     hint="Nothing was changed; call again.",
                 )
+
+        each(store, tuple(digests))
 
     def wait_for_deletion(self, digests: Iterable[str]) -> None:
         """Wait until bytes are deleted; when their collector seems to be dead, delete them in its place.

@@ -20,7 +20,8 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from typing import Any, ClassVar
+from contextlib import nullcontext
+from typing import Any, BinaryIO, ClassVar
 from urllib.parse import unquote_to_bytes
 
 from attrs import frozen
@@ -323,9 +324,9 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
             kwargs.pop(name, None)
         tree, file, uri = self._found(path)
         self._use(tree, file, uri)
-        local = self._local(tree, file)
+        local = self._opened(tree, file)
         if local is not None:
-            return open(local, "rb")
+            return local
         return _RangedFile(
             self,
             self._fixed(path, tree),
@@ -358,6 +359,19 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
             found = cache.fetch_all([file], core.artifacts())[file.digest]
         return None if found is None else os.fspath(found)
 
+    def _opened(self, tree: _Tree, file: File) -> BinaryIO | None:
+        """Return the open file of this disk; None as `_local`. Another process may prune it before it is open."""
+        for _ in range(4):
+            local = self._local(tree, file)
+            if local is None:
+                return None
+            with disk.translated("read", local):
+                try:
+                    return open(local, "rb")
+                except FileNotFoundError:
+                    continue
+        return None
+
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
         """Return the bytes of a file, or those from *start* to before *end*; negative ones count from its end.
 
@@ -368,11 +382,11 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
         tree, file, uri = self._found(path)
         first, last, _ = slice(start, end).indices(file.size)
         self._use(tree, file, uri)
-        local = self._local(tree, file)
+        local = self._opened(tree, file)
         if local is not None:
-            with open(local, "rb") as opened:
-                opened.seek(first)
-                return opened.read(max(0, last - first))
+            with local:
+                local.seek(first)
+                return local.read(max(0, last - first))
         if (first, last) == (0, file.size):
             return self.registry._core.artifacts().read(file.digest)
         return self.registry._core.artifacts().read_range(file.digest, first, max(first, last))
@@ -397,8 +411,8 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
         os.makedirs(folder, exist_ok=True)
         staged = os.path.join(folder, disk.temporary(".modelhub"))
         core = self.registry._core
-        local = self._local(tree, file)
-        with disk.translated("write", lpath):
+        local = self._opened(tree, file)
+        with disk.translated("write", lpath), local or nullcontext():
             try:
                 if local is None:
                     core.artifacts().fetch(file.digest, file.size, staged, progress=callback.relative_update)
@@ -509,15 +523,14 @@ def _again(kind: type[_FileSystem], options: dict[str, Any]) -> _FileSystem:
     return kind(**options)
 
 
-def _copied(source: str, target: str, file: File, progress: Any) -> None:
-    given, _ = disk.open_regular(source)
-    reader = disk.FdReader(given, source)
+def _copied(source: BinaryIO, target: str, file: File, progress: Any) -> None:
+    reader = disk.FdReader(os.dup(source.fileno()), source.name)
     try:
         fd = disk.create(target, 0o666)
         try:
             digest, size = disk.copy(reader, fd, size=file.size, progress=progress, where=target)
             if digest != file.digest:
-                raise disk.mismatch(file.digest, digest, source, size=file.size, got=size)
+                raise disk.mismatch(file.digest, digest, source.name, size=file.size, got=size)
             os.fsync(fd)
         finally:
             os.close(fd)

@@ -355,11 +355,12 @@ def _placed(
     progress: bool | None,
     overwrite: bool,
 ) -> Path:
-    cache = core.cache()
+    cache, store = core.cache(), None if pinned.offline else core.blobs
     whole = wanted is pinned.files and not isinstance(pinned.version, Datum)
     digest = pinned.version.digest if whole else None
-    total = sum(file.size for file in wanted)
-    if core.blobs is None or pinned.offline:
+    label = str(pinned.version)
+    paths: dict[str, Path] = {}
+    if store is None:
         folder = cache.cached_folder(wanted, digest=digest, verify=verify)
         if folder is None:
             raise Offline(
@@ -368,32 +369,35 @@ def _placed(
             )
         if target is None:
             return folder
-        root = folder
-        return place.into(
-            target,
-            wanted,
-            lambda file: root / file.path,
-            link=how,
-            overwrite=overwrite,
-            records=cache.records,
-        ).path
-    store = core.blobs
-    if target is None:
-        with bars.bar(total, str(pinned.version), show=progress) as step:
+        paths.update((file.digest, folder / file.path) for file in wanted)
+    elif target is None:
+        with bars.bar(_size(wanted), label, show=progress) as step:
             return cache.folder(wanted, store, digest=digest, progress=step, verify=verify)
-    with cache.lease(wanted), bars.bar(total * 2, str(pinned.version), show=progress) as step:
-        paths: dict[str, Path] = {}
+
+    def fetch(needed: Sequence[File]) -> None:
+        if store is not None:
+            with bars.bar(_size(needed), label, show=progress) as step:
+                paths.update(cache.fetch_all(needed, store, progress=step, verify=verify))
+
+    def heal(file: File) -> Path:
+        return cache.fetch(file, core.artifacts(), verify="always")
+
+    with cache.lease(wanted):
         return place.into(
             target,
             wanted,
             lambda file: paths[file.digest],
-            before=lambda needed: paths.update(cache.fetch_all(needed, store, progress=step, verify=verify)),
+            before=fetch,
             link=how,
             overwrite=overwrite,
             records=cache.records,
-            heal=lambda file: cache.fetch(file, store, verify="always"),
-            progress=step,
+            heal=None if store is None else heal,
+            watch=lambda total: bars.bar(total, f"{label} into {Path(target).name}", show=progress),
         ).path
+
+
+def _size(files: Sequence[File]) -> int:
+    return sum(file.size for file in files)
 
 
 # --- pins ---------------------------------------------------------------------------------------------

@@ -403,9 +403,14 @@ def test_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         found = hub.cache.info()
         assert (found.path, found.blobs, found.folders, found.size) == (str(tmp_path / "mine"), 1, 1, 8192)
         assert hub.cache.verify() == ()
-        assert hub.cache.prune("8192") == 0
+        assert hub.cache.prune() == hub.cache.prune("8192") == 0
+        assert folder.exists()
         assert hub.cache.prune(max_size="8kB") == 8192
         assert not folder.exists()
+        assert Path(reg.resolve("churn/v1").path, "m.bin").read_bytes() == pattern(8192)
+        with monkeypatch.context() as patch:
+            patch.setenv("MODELHUB_CACHE_SIZE", "8000")
+            assert hub.cache.prune() == 8192
         assert Path(reg.resolve("churn/v1").path, "m.bin").read_bytes() == pattern(8192)
         assert hub.cache.clear() == 8192
         assert hub.cache.info(cache_dir=tmp_path / "other").size == 0

@@ -20,6 +20,7 @@ from modelhub_sdk import Registry
 from modelhub_sdk.blobs import cache, patience, remote
 from modelhub_sdk.blobs.web import WebReader
 from modelhub_sdk.errors import Conflict, CredentialsRefused, InvalidURI, NotFound, StoreUnavailable
+from modelhub_sdk.run import inputs
 from modelhub_sdk.run.inputs import InputSpec
 from tests.support.bars import counted_bars
 from tests.support.threads import at_once
@@ -456,5 +457,38 @@ def test_a_person_sees_a_bar(reg: Registry, web: Web, monkeypatch: pytest.Monkey
         had(reg, web.url + "/a.bin?token=secret")
     web.cuts = []
     had(reg, web.url + "/a.bin?token=secret")
-    assert [(total, sum(counts)) for total, _, counts in bars] == [(400_000, 300_000), (400_000, 400_000)]
+    assert [(total, sum(counts)) for total, _, counts in bars] == [
+        (400_000, 300_000),
+        (400_000, 400_000),
+        (400_000, 400_000),  # into the inputs
+    ]
     assert not any("secret" in label for _, label, _ in bars)
+
+
+def test_more_inputs_than_the_cache_may_hold(
+    reg: Registry, web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is wanted together stays until all of it is placed, on word of a lease also for others; then the bound holds."""
+    monkeypatch.setenv("MODELHUB_CACHE_SIZE", "10kB")
+    sizes = {"a": 6000, "b": 7000, "c": 8000}
+    for name, size in sizes.items():
+        reg.register(name, {"m.bin": os.urandom(size)})
+        web.files[f"/{name}.bin"] = os.urandom(size)
+    uris = [f"model://{name}/v1/m.bin" for name in sizes] + [f"{web.url}/{name}.bin" for name in sizes]
+    pruned = []
+    place = inputs.place.into
+
+    def placing(*given: Any, **options: Any) -> Any:
+        pruned.append(cache.Cache(tmp_path / "cache").prune(0))  # as another process may
+        return place(*given, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inputs.place, "into", placing)
+        placed = reg.resolve_inputs({f"in{n}": uri for n, uri in enumerate(uris)}, "in")
+    assert [path.path.stat().st_size for one in placed.values() for path in one.files] == [
+        *sizes.values()
+    ] * 2
+    assert pruned == [0] * 6
+    info = reg._core.cache().info()
+    assert info.size <= 10_000
+    assert cache.Cache(tmp_path / "cache").prune(0) == info.size  # nothing is held any more

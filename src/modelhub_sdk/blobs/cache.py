@@ -209,6 +209,7 @@ class Cache:
         self._whole: dict[str, str] = {}  # as the files in `whole`, where those cannot be written
         self._swept = 0.0
         self._fetched = 0
+        self._holders: set[object] = set()  # blocks of `holding`
         self._base = base
         self._above: Cache | None = None
 
@@ -398,7 +399,7 @@ class Cache:
 
     def _kept_within(self, limit: int | None, files: Sequence[File]) -> None:
         """Keep the bound after a transfer of *files*, which stay."""
-        if limit is not None:
+        if limit is not None and not self._holders and not (self._base and self._base._holders):
             with contextlib.suppress(ModelHubError), self.lease(files):
                 self.prune(limit, unfinished=False)
 
@@ -720,17 +721,21 @@ class Cache:
                 progress(info.st_size)
         return tuple(wrong)
 
-    def prune(self, max_size: int = 0, *, unfinished: bool = True) -> int:
+    def prune(self, max_size: int | None = None, *, unfinished: bool = True) -> int:
         """Remove what was used longest ago until at most *max_size* bytes are left; return the bytes freed.
 
-        Folders that need a removed blob go with it. What a living process is linking just now stays;
-        a process that still reads a file that is removed reads on. With *unfinished* transfers that
-        were interrupted go too.
+        None is the bound of the environment, and without one no blob goes. Folders that need a removed
+        blob go with it. What a living process is linking just now stays; a process that still reads a file
+        that is removed reads on. With *unfinished* transfers that were interrupted go too.
 
         Raises:
             StoreUnavailable: the cache cannot be written.
         """
+        if max_size is None:
+            max_size = bound()
         self.sweep(partial=unfinished)
+        if max_size is None:
+            return 0
         folders = self._folders()
         used_in: dict[tuple[int, int], float] = {}
         for _, last, inodes in folders:
@@ -862,13 +867,35 @@ class Cache:
 
         Whoever links a file that was pruned nevertheless fetches it again.
         """
-        name = os.path.join(self._v1, "leases", disk.temporary("lease"))
-        with contextlib.suppress(ModelHubError):
-            self.keep(name, "\n".join(file.digest for file in files).encode())
+        name = self._leasing(files)
         try:
             yield
         finally:
             disk.remove(name)
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[Callable[[Iterable[File]], None]]:
+        """Let all that is fetched in the block stay until it ends: things that are wanted together, one after the other.
+
+        The bound is kept only afterwards. The function that is yielded tells other processes what is held, as a lease.
+        """
+        names: list[str] = []
+        holder = object()
+        self._holders.add(holder)
+        try:
+            yield lambda files: names.append((self._above or self)._leasing(files))
+        finally:
+            for name in names:
+                disk.remove(name)
+            self._holders.discard(holder)
+            if names:
+                (self._above or self)._kept_within(bound(), ())
+
+    def _leasing(self, files: Iterable[File]) -> str:
+        name = os.path.join(self._v1, "leases", disk.temporary("lease"))
+        with contextlib.suppress(ModelHubError):
+            self.keep(name, "\n".join(file.digest for file in files).encode())
+        return name
 
     def _leased(self) -> set[str]:
         """Return the digests that living processes are linking."""

@@ -25,8 +25,9 @@ from typing import Any, Literal
 
 from attrs import frozen
 
-from modelhub_sdk.blobs import disk, link
-from modelhub_sdk.blobs.disk import Progress, translated
+from modelhub_sdk.blobs import disk, link, progress
+from modelhub_sdk.blobs.disk import translated
+from modelhub_sdk.blobs.progress import Watch
 from modelhub_sdk.blobs.staging import Facts, Get, above, descend, listing, stage
 from modelhub_sdk.domain.entities import File
 from modelhub_sdk.errors import (
@@ -108,7 +109,7 @@ def into(
     overwrite: bool = False,
     records: str | os.PathLike[str] | None = None,
     heal: Get | None = None,
-    progress: Progress | None = None,
+    watch: Watch = progress.unwatched,
     before: Callable[[Sequence[File]], object] | None = None,
 ) -> Placed:
     """Make the folder *target* hold *files*, and return where it is.
@@ -116,9 +117,9 @@ def into(
     *get* returns where the verified bytes of a file lie; they are linked or copied as they are. If one
     is found to change meanwhile, *heal* is asked for it once more. *link* is "auto" (reflink, else copy; hard
     links from a cache that this user cannot write), "copy", "reflink" or "hard". *records* is a
-    folder where to note what was placed, so that a later call may replace it. *progress* is told
-    the bytes placed. *before* is called with the files that will be written, once it is known that
-    the target can be used: nothing is fetched in vain.
+    folder where to note what was placed, so that a later call may replace it. *watch* gets the bytes that
+    will be placed, and tells whom to call as they are. *before* is called with the files that will be
+    written, once it is known that the target can be used: nothing is fetched in vain.
 
     Raises:
         Conflict: something is in the way (named in the message), or changed meanwhile.
@@ -137,7 +138,7 @@ def into(
             f"{shown(reserved[0])} cannot be placed: .modelhub… names are kept for the records there.",
             hint="Resolve without into=, or leave that file out (files=…).",
         )
-    job = _Job(path, tuple(files), get, heal, how, progress, overwrite, record_at, before)
+    job = _Job(path, tuple(files), get, heal, how, watch, overwrite, record_at, before)
     _sweep(path)
     with contextlib.nullcontext() if record_at is None else _turn(record_at):
         for _ in range(5):
@@ -154,8 +155,6 @@ def _once(job: _Job) -> Placed:
             files, found.states, overwrite=job.overwrite, replaceable=_replaceable(path), exists=found.exists
         )
     if todo.how == "leave":
-        if job.progress is not None:
-            job.progress(sum(file.size for file in files))
         return Placed(Path(path), changed=False)
     if todo.in_the_way:
         raise _in_the_way(path, todo.in_the_way, found.truncated)
@@ -223,10 +222,15 @@ class _Job:
     get: Get
     heal: Get | None
     how: str
-    progress: Progress | None
+    watch: Watch
     overwrite: bool
     record: Path | None
     before: Callable[[Sequence[File]], object] | None = None
+
+    def stage(self, staged: str, files: Sequence[File]) -> dict[str, Facts]:
+        """Put *files* into the new folder *staged*; return what the system says of them."""
+        with self.watch(sum(file.size for file in files)) as step:
+            return stage(staged, files, self.get, how=self.how, heal=self.heal, progress=step)
 
 
 def _check_link(how: str) -> str:
@@ -340,7 +344,7 @@ def _replace(job: _Job, found: _Found) -> None:
         with _cannot(job.path):
             os.mkdir(staged)  # tried by itself: whether the parent can be written at all
             os.rmdir(staged)
-        facts = stage(staged, job.files, job.get, how=job.how, heal=job.heal, progress=job.progress)
+        facts = job.stage(staged, job.files)
         if job.record is not None:  # old and new files are known as ours, whenever we are killed
             _note(job.record, job.path, _both(found, facts))
         with translated("replace", job.path):
@@ -438,9 +442,7 @@ def _inside(job: _Job, todo: Plan, found: _Found) -> None:
         root = os.open(job.path, disk.DIRECTORY)
     try:
         _check_ways(root, job.path, todo.write)
-        if job.progress is not None:
-            job.progress(sum(f.size for f in job.files) - sum(f.size for f in todo.write))
-        facts = stage(staged, todo.write, job.get, how=job.how, heal=job.heal, progress=job.progress)
+        facts = job.stage(staged, todo.write)
         for file in job.files:
             if file.path not in facts:
                 facts[file.path] = _facts(found.infos[file.path], file)

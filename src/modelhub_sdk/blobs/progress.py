@@ -5,9 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeAlias
 
 from modelhub_sdk.blobs.disk import Progress
+
+Watch: TypeAlias = Callable[[int], AbstractContextManager[Progress | None]]
+"""Of a number of bytes that will be moved: the context in which they are, and what to call as they are."""
 
 _WORTH = 8 << 20  # bytes; less than this is over before anybody has read the bar
 
@@ -21,6 +26,11 @@ def watched() -> bool:
         return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     except (AttributeError, ValueError):  # no standard error, or a closed one
         return False
+
+
+def unwatched(total: int) -> AbstractContextManager[Progress | None]:
+    """Return a `Watch` that tells nobody."""
+    return nullcontext()
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from attrs import evolve, frozen
 
-from modelhub_sdk.blobs import disk, place
+from modelhub_sdk.blobs import disk, place, progress
 from modelhub_sdk.domain import names
 from modelhub_sdk.domain.entities import Datum, File, Resolved
 from modelhub_sdk.domain.lineage import RunInput
@@ -211,9 +211,14 @@ def lay_out(
     wanted = tuple(wanted)
     for spec in wanted:  # before any name becomes a part of a path
         _check_name(spec.name)
-    found = [_fetched(reg, spec, params) for spec in wanted]
-    for alert in (alert for one in found for alert in one.alerts):
-        log.warning("%s", alert)
+    with reg._core.cache().holding() as hold:
+        found = [_fetched(reg, spec, params, hold) for spec in wanted]
+        for alert in (alert for one in found for alert in one.alerts):
+            log.warning("%s", alert)
+        return _all_placed(reg, found, into)
+
+
+def _all_placed(reg: Registry, found: Sequence[PlacedInput], into: Path) -> tuple[PlacedInput, ...]:
     new = [into / one.name for one in found if not os.path.lexists(into / one.name)]
     made = not into.exists()
     try:
@@ -228,7 +233,9 @@ def lay_out(
         raise
 
 
-def _fetched(reg: Registry, spec: InputSpec, params: Mapping[str, Any]) -> PlacedInput:
+def _fetched(
+    reg: Registry, spec: InputSpec, params: Mapping[str, Any], hold: Callable[[Iterable[File]], None]
+) -> PlacedInput:
     if not spec.uris:
         if spec.optional:
             return PlacedInput(spec.name, (), ())
@@ -239,6 +246,7 @@ def _fetched(reg: Registry, spec: InputSpec, params: Mapping[str, Any]) -> Place
         try:
             uri = substituted(template, params)
             got = _of_registry(reg, uri) if uri.startswith(OURS) else _of_url(reg, uri)
+            hold(File(file.name, file.size, file.digest) for file in got.files)
             files += [_laid(file, got, spec) for file in got.files]
         except ModelHubError as error:
             raise _named(error, spec.name) from None
@@ -313,6 +321,7 @@ def _placed(reg: Registry, one: PlacedInput, into: Path) -> PlacedInput:
         link="reflink",  # or a copy: scripts write to their inputs and move them away
         overwrite=False,
         records=reg._core.cache().records,
+        watch=lambda total: progress.bar(total, f"into {target.parent.name}/{target.name}"),
     )
     files = tuple(
         evolve(file, path=target / file.name) if file.path is not None else file for file in one.files
