@@ -27,7 +27,8 @@ from modelhub_sdk import resolver
 from modelhub_sdk.arguments import input_uri
 from modelhub_sdk.blobs import disk
 from modelhub_sdk.blobs import progress as bars
-from modelhub_sdk.blobs.sources import OwnReader, Source
+from modelhub_sdk.blobs.readers import OwnReader
+from modelhub_sdk.blobs.sources import Source
 from modelhub_sdk.blobs.store import BlobStore
 from modelhub_sdk.core import Core
 from modelhub_sdk.domain import events as ev

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from modelhub_sdk.blobs import disk, patience, remote, sources
+from modelhub_sdk.blobs import disk, patience, readers, remote, sources
 from modelhub_sdk.blobs.sources import collect, from_bytes
 from modelhub_sdk.blobs.store import BlobStore, local_path
 from modelhub_sdk.errors import (
@@ -650,8 +650,9 @@ def test_sweep_spares_living_writers(local: BlobStore, tmp_path: Path) -> None:
 @pytest.fixture
 def s3(s3_proxy: Any, s3_bucket: Any, monkeypatch: pytest.MonkeyPatch) -> BlobStore:
     monkeypatch.setattr(patience, "_PATIENCE", 3.0)
-    for name, value in (("_WHOLE", 1 << 20), ("_BLOCK", 5 << 20), ("_RANGE", 2 << 20)):
-        monkeypatch.setattr(remote, name, value)
+    monkeypatch.setattr(remote, "_WHOLE", 1 << 20)
+    monkeypatch.setattr(remote, "_BLOCK", 5 << 20)
+    monkeypatch.setattr(readers, "_RANGE", 2 << 20)
     return BlobStore(f"{s3_bucket.url}/models", registry_id="r1")
 
 

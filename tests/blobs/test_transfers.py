@@ -19,9 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from s3fs import S3FileSystem
 
-from modelhub_sdk.blobs import multipart, patience, remote
+from modelhub_sdk.blobs import multipart, patience, readers
+from modelhub_sdk.blobs.readers import StreamReader
 from modelhub_sdk.blobs.room import READING, SENDING, Room
-from modelhub_sdk.blobs.sources import Source, StreamReader, collect, from_bytes
+from modelhub_sdk.blobs.sources import Source, collect, from_bytes
 from modelhub_sdk.blobs.store import BlobStore
 from modelhub_sdk.errors import Conflict, ModelHubError, StoreUnavailable
 from tests.support.s3 import Bucket
@@ -89,9 +90,9 @@ def test_many_large_files_in_little_room(
     size: int, s3_bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Eight readers of many ranges in room for one, or two, all come to their end with the right bytes."""
-    monkeypatch.setattr(remote, "_RANGE", 1 << 20)
+    monkeypatch.setattr(readers, "_RANGE", 1 << 20)
     room = Room(size)
-    monkeypatch.setattr(remote, "READING", room)
+    monkeypatch.setattr(readers, "READING", room)
     blobs = store(s3_bucket)
     contents = [random.Random(n).randbytes((6 << 20) + n) for n in range(8)]
     files = blobs.put_all([from_bytes(data, f"f{n}") for n, data in enumerate(contents)])
@@ -103,7 +104,7 @@ def test_many_large_files_in_little_room(
 @pytest.mark.timeout(60)
 def test_from_one_store_to_another(s3_bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who sends what it reads does not wait for itself: URLs of large objects become blobs, several at once."""
-    monkeypatch.setattr(remote, "READING", Room(4 << 20))
+    monkeypatch.setattr(readers, "READING", Room(4 << 20))
     monkeypatch.setattr(multipart, "SENDING", Room(10 << 20))
     for n in range(3):
         s3_bucket.put(f"lake/{n}.bin", DATA[n:])

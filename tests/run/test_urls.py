@@ -17,10 +17,9 @@ import pytest
 
 import modelhub_sdk as hub
 from modelhub_sdk import Registry
-from modelhub_sdk.blobs import cache, patience, remote
+from modelhub_sdk.blobs import cache, objects, patience, place, readers
 from modelhub_sdk.blobs.web import WebReader
 from modelhub_sdk.errors import Conflict, CredentialsRefused, InvalidURI, NotFound, StoreUnavailable
-from modelhub_sdk.run import inputs
 from modelhub_sdk.run.inputs import InputSpec
 from tests.support.bars import counted_bars
 from tests.support.threads import at_once
@@ -244,13 +243,13 @@ def test_another_machine_is_compared_too(reg: Registry, web: Web, tmp_path: Path
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Counts the transfers from object stores."""
     calls: Counter[str] = Counter()
-    original = remote._UrlReader.__init__
+    original = objects._UrlReader.__init__
 
     def init(self: Any, *args: Any) -> None:
         calls["get"] += 1
         original(self, *args)
 
-    monkeypatch.setattr(remote._UrlReader, "__init__", init)
+    monkeypatch.setattr(objects._UrlReader, "__init__", init)
     return calls
 
 
@@ -279,14 +278,14 @@ def test_an_object_that_changes_while_it_is_read(
     """It is read again when its writer was quicker; when that goes on, the error says so and nothing is there."""
     changes = [b"second"]
     s3_bucket.put("d/a.csv", b"first!")
-    original = remote._UrlReader.finish
+    original = objects._UrlReader.finish
 
     def finish(self: Any) -> None:
         original(self)
         if changes:
             s3_bucket.put("d/a.csv", changes.pop(0))
 
-    monkeypatch.setattr(remote._UrlReader, "finish", finish)
+    monkeypatch.setattr(objects._UrlReader, "finish", finish)
     assert had(reg, f"{s3_bucket.url}/d/a.csv") == [b"second"]
     changes += [b"third!", b"fourth", b"fifth!"]
     s3_bucket.put("d/a.csv", b"zeroth")
@@ -383,10 +382,10 @@ def test_an_object_goes_on_as_well(
 ) -> None:
     """Likewise from an object store."""
     monkeypatch.setattr(cache, "_RESUMED", 1000)
-    monkeypatch.setattr(remote, "_RANGE", 100_000)
+    monkeypatch.setattr(readers, "_RANGE", 100_000)
     data = os.urandom(1_000_000)
     s3_bucket.put("d/a.bin", data)
-    original, left = remote._UrlReader.readinto, [400_000]
+    original, left = objects._UrlReader.readinto, [400_000]
 
     def readinto(self: Any, view: memoryview) -> int:
         if left and left[0] <= 0:
@@ -396,18 +395,18 @@ def test_an_object_goes_on_as_well(
             left[0] -= got
         return got
 
-    monkeypatch.setattr(remote._UrlReader, "readinto", readinto)
+    monkeypatch.setattr(objects._UrlReader, "readinto", readinto)
     with pytest.raises(StoreUnavailable, match="gone"):
         had(reg, f"{s3_bucket.url}/d/a.bin")
     left.clear()
     begun: list[int] = []
-    ranges = remote._Ranges.__init__
+    ranges = readers.Ranges.__init__
 
     def init(self: Any, *args: Any, start: int = 0, **rest: Any) -> None:
         begun.append(start)
         ranges(self, *args, start=start, **rest)
 
-    monkeypatch.setattr(remote._Ranges, "__init__", init)
+    monkeypatch.setattr(readers.Ranges, "__init__", init)
     assert had(reg, f"{s3_bucket.url}/d/a.bin") == [data]
     assert begun == [400_000]
 
@@ -476,14 +475,14 @@ def test_more_inputs_than_the_cache_may_hold(
         web.files[f"/{name}.bin"] = os.urandom(size)
     uris = [f"model://{name}/v1/m.bin" for name in sizes] + [f"{web.url}/{name}.bin" for name in sizes]
     pruned = []
-    place = inputs.place.into
+    placed_before = place.into
 
     def placing(*given: Any, **options: Any) -> Any:
         pruned.append(cache.Cache(tmp_path / "cache").prune(0))  # as another process may
-        return place(*given, **options)
+        return placed_before(*given, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(inputs.place, "into", placing)
+        patch.setattr(place, "into", placing)
         placed = reg.resolve_inputs({f"in{n}": uri for n, uri in enumerate(uris)}, "in")
     assert [path.path.stat().st_size for one in placed.values() for path in one.files] == [
         *sizes.values()

@@ -8,8 +8,10 @@ from typing import Any, BinaryIO
 
 from attrs import field, frozen
 
-from modelhub_sdk.blobs import disk, remote, web
+from modelhub_sdk.blobs import disk, driver, web
 from modelhub_sdk.blobs.disk import Progress, Reader
+from modelhub_sdk.blobs.objects import Unchanged, url_state
+from modelhub_sdk.blobs.readers import Ranges, piece, ranged
 from modelhub_sdk.domain import names
 from modelhub_sdk.errors import (
     DigestMismatch,
@@ -46,7 +48,7 @@ class Reference:
         if self.is_web:
             return web.WebReader(self.url, start=start, checked=checked, allowed=self.allowed)
         fs, path = self._driver()
-        return remote.ranges(fs, path, size, self.url, start, self.version)
+        return Ranges(fs, path, size, self.url, start=start, version=self.version)
 
     def read_range(self, start: int, end: int) -> bytes:
         """Return the bytes from *start* to before *end*; fewer at their end."""
@@ -62,7 +64,7 @@ class Reference:
             return bytes(view[:got])
         fs, path = self._driver()
         try:
-            return remote.piece(fs, path, start, end, self.url, self.version)
+            return piece(fs, path, start, end, self.url, self.version)
         except FileNotFoundError:
             raise self.gone() from None
 
@@ -71,11 +73,11 @@ class Reference:
         if self.is_web:
             return io.BufferedReader(_Stream(self.reader(0)))
         fs, path = self._driver()
-        return remote.ranged(fs, path, self.size(), self.url, self.version)
+        return ranged(fs, path, self.size(), self.url, self.version)
 
     def size(self) -> int:
         """Return how many bytes are there now, as the store tells."""
-        state = remote.url_state(self.url, dict(self.options), self.version)
+        state = url_state(self.url, dict(self.options), self.version)
         return state.size or 0
 
     def fetch(self, size: int, fd: int | None, progress: Progress | None) -> tuple[str, int]:
@@ -102,7 +104,7 @@ class Reference:
         )
 
     def _driver(self) -> tuple[Any, str]:
-        return remote.open_filesystem(self.url, dict(self.options))
+        return driver.open_filesystem(self.url, dict(self.options))
 
 
 class _Stream(io.RawIOBase):
@@ -127,8 +129,8 @@ def measured(one: Reference, progress: Progress | None) -> tuple[str, int, str |
         Conflict: it changed while it was read.
         NotFound, InvalidName, CredentialsRefused, StoreUnavailable: it cannot be read.
     """
-    state = None if one.is_web else remote.url_state(one.url, dict(one.options))
-    reader = one.reader(0, checked=False) if state is None else remote.Unchanged(state, one.url, one.options)
+    state = None if one.is_web else url_state(one.url, dict(one.options))
+    reader = one.reader(0, checked=False) if state is None else Unchanged(state, one.url, one.options)
     try:
         digest, size = disk.copy(
             reader, None, size=state.size if state else None, progress=progress, where=one.url
@@ -175,10 +177,10 @@ def _below(one: Reference) -> list[str]:
     """Return the names of the objects below a URL that ends with a slash."""
     if one.is_web:
         raise InvalidDocument(f"{shown(one.url, 300)} names no file.", hint="Name the files one by one.")
-    fs, top = remote.open_filesystem(one.url, dict(one.options))
+    fs, top = driver.open_filesystem(one.url, dict(one.options))
     top = top.rstrip("/") + "/"
     try:
-        keys = remote.patiently(lambda: fs.find(top), "list", one.url)
+        keys = driver.patiently(lambda: fs.find(top), "list", one.url)
     except FileNotFoundError:
         keys = []
     if not keys:

@@ -1,4 +1,4 @@
-"""Blobs on an object store or any other fsspec file system, and URLs as sources.
+"""Blobs on an object store or any other fsspec file system.
 
 Nothing here relies on listings for existence, on one answer for success, or on a driver's own
 buffering: objects are read in ranges, written under their final name only where the medium shows
@@ -8,46 +8,39 @@ them whole or not at all, and an error after a write is settled by looking.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
-import io
 import logging
 import os
 import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
-
-from attrs import frozen
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
 
 from modelhub_sdk.blobs import disk, multipart
 from modelhub_sdk.blobs.disk import FdReader, Progress, Reader
-from modelhub_sdk.blobs.patience import patient, time_for
-from modelhub_sdk.blobs.room import READING, SENDING
+from modelhub_sdk.blobs.driver import (
+    foreign,
+    open_filesystem,
+    patiently,
+    precondition,
+    unsupported,
+    without_secrets,
+)
+from modelhub_sdk.blobs.patience import time_for
+from modelhub_sdk.blobs.readers import Ranges, piece, ranged
+from modelhub_sdk.blobs.room import SENDING
 from modelhub_sdk.blobs.sources import Source
 from modelhub_sdk.errors import (
     Conflict,
-    CredentialsRefused,
-    DigestMismatch,
-    InvalidName,
-    MissingExtra,
     ModelHubError,
     NotFound,
-    StoreUnavailable,
     shown,
 )
 
-if TYPE_CHECKING:
-    from concurrent.futures import Future
-
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-_RANGE = 4 << 20  # bytes asked for at once
-_AHEAD = 8  # ranges of one object under way
 _WHOLE = 8 << 20  # up to this size an object is written by one request, from memory
 _BLOCK = 16 << 20  # parts of larger ones
 
@@ -63,137 +56,8 @@ _ATOMIC = _CREATE_ONLY | {
     "oci",
     "memory",
 }  # whole or not at all
-_EXTRAS = {
-    "s3": "s3",
-    "s3a": "s3",
-    "gs": "gcs",
-    "gcs": "gcs",
-    "abfs": "azure",
-    "abfss": "azure",
-    "az": "azure",
-}
 
 _KEY = re.compile(r"([0-9a-f]{2})/([0-9a-f]{62})")
-
-_REFUSED = re.compile(
-    r"NoCredentials|PartialCredentials|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|TokenRefresh"
-    r"|AccessDenied|InvalidToken|AuthenticationFailed|Unauthorized|Forbidden|RefreshError|CredentialRetrieval"
-)
-
-
-def without_secrets(url: str) -> str:
-    """Return *url* without user, password and query, which may hold secrets."""
-    scheme, mark, rest = url.partition("://")
-    rest = rest.split("?")[0].split("#")[0]
-    host, slash, path = rest.partition("/")
-    return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}".rstrip("/")
-
-
-# --------------------------------------------------------------------------- foreign errors
-
-
-def foreign(exc: BaseException, doing: str, where: str) -> ModelHubError:
-    """Return our error for what a driver raised; its text is not repeated, as it may hold secrets."""
-    if isinstance(exc, ModelHubError):
-        return exc
-    word = type(exc).__name__
-    said = f"{word} {exc}"
-    if (
-        isinstance(exc, PermissionError)
-        or _REFUSED.search(said)
-        or getattr(exc, "status", None) in (401, 403)
-    ):
-        return CredentialsRefused(
-            f"Cannot {doing} {shown(where)}: the store refused our credentials ({word}).",
-            hint="Check the credentials of this environment and what they may do there.",
-        )
-    number = exc.errno if isinstance(exc, OSError) else None
-    reason = os.strerror(number) if isinstance(number, int) and number > 0 else word
-    if isinstance(exc, TimeoutError) and not number:
-        reason = "it is too slow"
-    return StoreUnavailable(
-        f"Cannot {doing} {shown(where)}: {reason}.",
-        hint="Nothing half-written is visible; try again when the store answers.",
-        errno=number,
-    )
-
-
-def _passing(exc: Exception) -> bool:
-    """Return whether trying again may help."""
-    if isinstance(
-        exc, (ModelHubError, FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError)
-    ):
-        return False
-    if isinstance(exc, (TypeError, ImportError, NotImplementedError, AttributeError)):
-        return False
-    if isinstance(exc, OSError) and exc.errno in (
-        errno.ENOSYS,
-        errno.ENOTDIR,
-        errno.ENOSPC,
-        errno.ENAMETOOLONG,
-    ):
-        return False
-    said = f"{type(exc).__name__} {exc}"
-    return not (_REFUSED.search(said) or "InvalidBucket" in said or _precondition(exc))
-
-
-def _precondition(exc: Exception) -> bool:
-    return re.search(r"pre-?condition|ConditionalRequestConflict", str(exc), re.IGNORECASE) is not None
-
-
-def _unsupported(exc: Exception) -> bool:
-    return (isinstance(exc, OSError) and exc.errno == errno.ENOSYS) or "NotImplemented" in str(exc)
-
-
-def patiently(work: Callable[[], T], doing: str, where: str) -> T:
-    """Return what *work* returns, trying again for a minute while a driver's errors may pass.
-
-    Raises:
-        FileNotFoundError, FileExistsError: as *work* raised it; to be caught by the caller.
-        StoreUnavailable, CredentialsRefused: instead of anything else.
-    """
-    try:
-        return patient(work, _passing, doing, where)
-    except (FileNotFoundError, FileExistsError):
-        raise
-    except Exception as exc:
-        raise foreign(exc, doing, where) from exc
-
-
-def open_filesystem(url: str, options: dict[str, Any]) -> tuple[Any, str]:
-    """Return the fsspec file system of *url* and the path in it.
-
-    Raises:
-        MissingExtra: its driver is not installed.
-        InvalidName: the URL, its protocol or an option is unknown.
-        StoreUnavailable, CredentialsRefused: the driver could not start.
-    """
-    protocol = url.partition("://")[0]
-    if "::" in url:
-        raise InvalidName(f"{shown(without_secrets(url))} chains URLs (::).", hint="Pass one plain URL.")
-    try:
-        import fsspec.core
-
-        fs, path = fsspec.core.url_to_fs(url, **options)
-    except ImportError as exc:
-        extra = _EXTRAS.get(protocol, "")
-        line = (
-            f"pip install 'modelhub-sdk[{extra}]'"
-            if extra
-            else f"Install the fsspec driver for {protocol}://."
-        )
-        raise MissingExtra(f"The driver for {protocol}:// is not installed.", hint=line, extra=extra) from exc
-    except (ValueError, TypeError) as exc:
-        raise InvalidName(
-            f"{shown(without_secrets(url))} cannot be opened: its protocol or an option of it is unknown.",
-            hint="Use a folder or a URL that fsspec knows, such as s3://bucket/path.",
-        ) from exc
-    except Exception as exc:
-        raise foreign(exc, "open", without_secrets(url)) from exc
-    return fs, path
-
-
-# --------------------------------------------------------------------------- the store
 
 
 class RemoteBlobs:
@@ -336,9 +200,9 @@ class RemoteBlobs:
                     return
                 if found is not None and create and not replace:
                     replace = True  # a wrong object is in the way of a create-only write
-                elif create and _unsupported(exc):
+                elif create and unsupported(exc):
                     create = False  # a store without If-None-Match: an overwrite writes the same bytes
-                elif not isinstance(exc, FileExistsError) and not _precondition(exc):
+                elif not isinstance(exc, FileExistsError) and not precondition(exc):
                     raise
                 raise ConnectionError("try again") from exc
 
@@ -393,9 +257,7 @@ class RemoteBlobs:
                 raise self._missing(digest)
             return (disk.EMPTY if found == 0 else ""), found
         try:
-            return disk.go_on(
-                lambda done: _Ranges(fs, key, size, self._shown, start=done), fd, size, progress
-            )
+            return disk.go_on(lambda done: Ranges(fs, key, size, self._shown, start=done), fd, size, progress)
         except FileNotFoundError as exc:
             raise self._missing(digest) from exc
 
@@ -550,268 +412,3 @@ def _stream(fs: Any, key: str, source: Source, digest: str, create: bool, progre
             raise
     finally:
         reader.close()
-
-
-# --------------------------------------------------------------------------- reading in ranges
-
-
-def piece(fs: Any, key: str, start: int, end: int, where: str, version: str | None = None) -> bytes:
-    """Return bytes *start* to *end* of the object; fewer only at its end."""
-    tried = 0
-    options: dict[str, Any] = {} if version is None else {"version_id": version}
-    if getattr(fs, "async_impl", False):
-        options["timeout"] = time_for(end - start)
-
-    def ask() -> bytes:
-        nonlocal tried
-        try:
-            return bytes(fs.cat_file(key, start=start, end=end, **options))
-        except OSError as exc:
-            if exc.errno == errno.EINVAL and "range" in str(exc).lower():
-                return b""  # it has no byte there at all
-            raise
-        except Exception as exc:
-            if "Checksum" in type(exc).__name__ and (tried := tried + 1) >= 3:  # the driver's own check
-                raise DigestMismatch(
-                    f"The bytes from {shown(where)} are wrong: the driver's check failed.",
-                    hint="Restore the object from a backup, or register the file again.",
-                    source=where,
-                ) from exc
-            raise
-
-    return patiently(ask, "read from", where)[: end - start]
-
-
-class _Ranges:
-    """A `Reader` of an object of *size* bytes, a few ranges ahead where the driver can, within the memory that is left.
-
-    One byte more than *size* is asked for, so that a longer object shows.
-    """
-
-    def __init__(
-        self, fs: Any, key: str, size: int, where: str, *, start: int = 0, version: str | None = None
-    ) -> None:
-        self._fs, self._key, self._shown, self._version = fs, key, where, version
-        self._size = size
-        self._next = start
-        self._rest = memoryview(b"")
-        self._held = 0  # of what is being read now
-        self._ahead: list[tuple[int, int, Future[bytes] | None]] = []
-        self._several = size - start > _RANGE and getattr(fs, "async_impl", False)
-
-    def readinto(self, view: memoryview) -> int:
-        if not self._rest:
-            self._rest = memoryview(self._more())
-        count = min(len(view), len(self._rest))
-        view[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        return count
-
-    def _more(self) -> bytes:
-        self._rest = memoryview(b"")
-        self._let_go()
-        while self._next < self._size and len(self._ahead) < (_AHEAD if self._several else 1):
-            count = min(_RANGE, self._size - self._next)
-            if not READING.take(count, wait=False):
-                if self._ahead:
-                    break
-                READING.force(count)  # what is needed next waits for nobody
-            self._ahead.append((self._next, count, self._asked(self._next, count)))
-            self._next += count
-        if not self._ahead:
-            return b""
-        at, self._held, pending = self._ahead.pop(0)
-        if pending is not None:
-            with contextlib.suppress(Exception):  # whatever it was: asked again below, with patience
-                data = bytes(pending.result())
-                return data[: self._end(at, self._held) - at]
-        return piece(self._fs, self._key, at, self._end(at, self._held), self._shown, self._version)
-
-    def _end(self, at: int, count: int) -> int:
-        return at + count + (at + count == self._size)
-
-    def _asked(self, at: int, count: int) -> Future[bytes] | None:
-        """Ask for a range without waiting for it."""
-        if not self._several:
-            return None
-        import asyncio
-
-        options = {} if self._version is None else {"version_id": self._version}
-        coming = self._fs._cat_file(self._key, start=at, end=self._end(at, count), **options)
-        return asyncio.run_coroutine_threadsafe(asyncio.wait_for(coming, time_for(count)), self._fs.loop)
-
-    def _let_go(self) -> None:
-        if self._held:
-            READING.give(self._held)
-            self._held = 0
-
-    def finish(self) -> None:
-        return None
-
-    def close(self) -> None:
-        self._rest = memoryview(b"")
-        self._let_go()
-        while self._ahead:
-            _, count, pending = self._ahead.pop()
-            if pending is not None:
-                pending.cancel()
-            READING.give(count)
-
-
-class _Ranged(io.RawIOBase):
-    """An object as a seekable raw file of its own position, unlike some drivers' shared ones."""
-
-    def __init__(self, fs: Any, key: str, size: int, where: str, version: str | None) -> None:
-        self._fs, self._key, self._size, self._shown, self._version = fs, key, size, where, version
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        base = (0, self._at, self._size)[whence]
-        self._at = max(0, base + offset)
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readall(self) -> bytes:
-        pieces = []
-        while piece := self.read(_RANGE):
-            pieces.append(piece)
-        return b"".join(pieces)
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        end = min(self._at + len(view), self._size)
-        if end <= self._at:
-            return 0
-        try:
-            data = piece(self._fs, self._key, self._at, end, self._shown, self._version)
-        except FileNotFoundError as exc:
-            raise NotFound(f"An object of {shown(self._shown)} vanished while it was read.") from exc
-        view[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-
-def ranges(fs: Any, key: str, size: int, where: str, start: int, version: str | None) -> Reader:
-    """Return a reader of an object (in a *version* that its store keeps) of *size* bytes from *start* on."""
-    return _Ranges(fs, key, size, where, start=start, version=version)
-
-
-def ranged(fs: Any, key: str, size: int, where: str, version: str | None = None) -> BinaryIO:
-    """Return an object of *size* bytes as a seekable file."""
-    raw = _Ranged(fs, key, size, where, version)
-    return io.BufferedReader(raw, _RANGE if size > _RANGE else max(size, 1))
-
-
-# --------------------------------------------------------------------------- URLs as sources
-
-
-@frozen
-class UrlState:
-    """What is behind a URL just now: how to open it from a byte on, its size and its tag, where the store tells.
-
-    A tag changes when the bytes do: the version, generation or ETag of an object store. `version` is what the
-    driver takes to read these very bytes later, where the bucket keeps versions (S3).
-    """
-
-    open: Callable[[int], Reader]
-    size: int | None
-    tag: str | None
-    version: str | None = None
-
-
-_TAGS = ("VersionId", "version_id", "generation", "ETag", "etag")
-
-
-def _tag(info: Mapping[str, Any]) -> str | None:
-    """Return the first thing in what a driver tells that names one state of an object."""
-    for name in _TAGS:
-        value = info.get(name)
-        if isinstance(value, (str, int)) and value not in ("", "null") and not isinstance(value, bool):
-            return f"{name.lower()}:{str(value).strip(chr(34))}"[:600]
-    return None
-
-
-def url_state(url: str, options: dict[str, Any], version: str | None = None) -> UrlState:
-    """Return what is behind *url* just now, or was in a *version* that its store keeps.
-
-    Raises:
-        NotFound: there is nothing.
-        InvalidName, MissingExtra, StoreUnavailable, CredentialsRefused: it cannot be opened.
-    """
-    where = without_secrets(url)
-    fs, path = open_filesystem(url, options)
-    if "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol):
-        raise InvalidName(f"{shown(where)} is a local file.", hint="Pass its path without file://.")
-
-    def look() -> Any:
-        fs.invalidate_cache(path.rpartition("/")[0])
-        return fs.info(path) if version is None else fs.info(path, version_id=version)
-
-    try:
-        info = patiently(look, "read", where)
-    except FileNotFoundError as exc:
-        raise NotFound(f"There is nothing at {shown(where)}.", hint="Check the URL.") from exc
-    if info.get("type") == "directory":
-        raise InvalidName(f"{shown(where)} is a folder.", hint="Name the files in it one by one.")
-    size = info.get("size")
-    if size is None:
-        from modelhub_sdk.blobs.sources import StreamReader
-
-        return UrlState(lambda _: StreamReader(fs.open(path, "rb"), where), None, _tag(info))
-    kept = info.get("VersionId") if "s3" in fs.protocol else None
-    return UrlState(
-        lambda start: _UrlReader(fs, path, int(size), where, start),
-        int(size),
-        _tag(info),
-        kept if isinstance(kept, str) and kept != "null" else None,
-    )
-
-
-class _UrlReader(_Ranges):
-    def __init__(self, fs: Any, key: str, size: int, where: str, start: int) -> None:
-        super().__init__(fs, key, size, where, start=start)
-        self._where = where
-        self._got = start
-
-    def readinto(self, view: memoryview) -> int:
-        if self._size == 0:
-            return 0
-        try:
-            got = super().readinto(view)
-        except FileNotFoundError as exc:
-            raise NotFound(f"{shown(self._where)} vanished while it was read.") from exc
-        self._got += got
-        return got
-
-    def finish(self) -> None:
-        if self._got != self._size:
-            raise Conflict(
-                f"{shown(self._where)} gave {self._got} bytes instead of {self._size}: changed, or cut.",
-                hint="Try again.",
-            )
-
-
-class Unchanged:
-    """A `Reader` of what is behind *url*, from byte *start* on, that looks at its end whether that is *state* still."""
-
-    def __init__(self, state: UrlState, url: str, options: Mapping[str, Any], start: int = 0) -> None:
-        self._state, self._url, self._options = state, url, dict(options)
-        self._reader = state.open(start)
-        self.readinto, self.close = self._reader.readinto, self._reader.close
-
-    def finish(self) -> None:
-        """Raise Conflict if it is another one by now, and whatever the reader itself finds."""
-        self._reader.finish()
-        if self._state.tag is not None and url_state(self._url, self._options).tag != self._state.tag:
-            raise Conflict(
-                f"{shown(without_secrets(self._url), 300)} changed while it was read.",
-                hint="Try again when its writer is done.",
-            )

@@ -19,6 +19,7 @@ from typing import Any, cast
 from attrs import field, frozen
 
 from modelhub_sdk.blobs.disk import READ, FdReader, Reader, text, translated, unavailable, unraw
+from modelhub_sdk.blobs.readers import StreamReader
 from modelhub_sdk.domain.names import check_path, check_paths
 from modelhub_sdk.errors import (
     Conflict,
@@ -27,7 +28,6 @@ from modelhub_sdk.errors import (
     ModelHubError,
     NotAllowed,
     NotFound,
-    StoreUnavailable,
     shown,
 )
 
@@ -303,7 +303,7 @@ class _Collector:
         self._keep(Source(name, unraw(real), info.st_size, lambda: _FileReader(real, identity, name)))
 
     def _url(self, url: str, name: str | None) -> None:
-        from modelhub_sdk.blobs.remote import url_state
+        from modelhub_sdk.blobs.objects import url_state
         from modelhub_sdk.blobs.web import web_source
 
         path = check_path(
@@ -427,61 +427,6 @@ class _FileReader(FdReader):
         )
 
 
-class StreamReader:
-    """A `Reader` of somebody's file object: whatever it raises or returns becomes a typed error."""
-
-    def __init__(self, stream: Any, path: str) -> None:
-        self._stream = stream
-        self._path = path
-        self._rest = b""
-
-    def readinto(self, view: memoryview) -> int:
-        """Fill *view* from its start and return how many bytes came."""
-        if not self._rest:
-            self._rest = self._next(len(view))
-        piece, self._rest = self._rest[: len(view)], self._rest[len(view) :]
-        view[: len(piece)] = piece
-        return len(piece)
-
-    def _next(self, wanted: int) -> bytes:
-        try:
-            data = self._stream.read(wanted)
-        except ModelHubError:
-            raise
-        except Exception as exc:
-            if isinstance(exc, OSError):
-                raise unavailable(exc, "read", self._path) from exc
-            raise InvalidDocument(
-                f"Reading {shown(self._path)} failed: its file object raised {type(exc).__name__}."
-            ) from exc
-        if isinstance(data, str):
-            raise InvalidDocument(
-                f"The file object for {shown(self._path)} gives text.",
-                hint="Open it in binary mode: open(…, 'rb').",
-            )
-        if data is None:
-            raise StoreUnavailable(
-                f"The file object for {shown(self._path)} has no data ready (non-blocking)."
-            )
-        if not isinstance(data, (bytes, bytearray, memoryview)):
-            raise InvalidDocument(f"The file object for {shown(self._path)} gives {shown(data)}, not bytes.")
-        return bytes(data)
-
-    def finish(self) -> None:
-        """Check nothing."""
-
-    def close(self) -> None:
-        """Leave it open: it belongs to whoever opened it."""
-
-
-class OwnReader(StreamReader):
-    """A reader of a file that was opened for it alone."""
-
-    def close(self) -> None:
-        """Close the file."""
-        self._stream.close()
-
-
 def from_bytes(data: bytes, path: str = "document") -> Source:
     """Return *data* as a source."""
     return Source(path, path, len(data), lambda: StreamReader(io.BytesIO(data), path), held=True)
@@ -494,10 +439,8 @@ def from_file(path: str | os.PathLike[str], name: str | None = None) -> Source:
 
 __all__ = [
     "MAX_FILES",
-    "OwnReader",
     "Source",
     "Sources",
-    "StreamReader",
     "collect",
     "from_bytes",
     "from_file",

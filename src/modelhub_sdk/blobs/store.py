@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from modelhub_sdk.blobs import disk, sources
 from modelhub_sdk.blobs.disk import Progress
+from modelhub_sdk.blobs.driver import without_secrets
 from modelhub_sdk.blobs.parallel import each
+from modelhub_sdk.blobs.readers import OwnReader
 from modelhub_sdk.blobs.sources import Source
 from modelhub_sdk.domain.entities import File
 from modelhub_sdk.errors import DigestMismatch, InvalidName, NotAllowed, NotFound, shown
@@ -97,7 +99,7 @@ class BlobStore:
             self.url = self.root
             self._blobs = LocalBlobs(os.path.join(self.root, registry_id))
         else:
-            from modelhub_sdk.blobs.remote import RemoteBlobs, without_secrets
+            from modelhub_sdk.blobs.remote import RemoteBlobs
 
             self.url = without_secrets(given)
             self._blobs = RemoteBlobs(given.rstrip("/"), registry_id, dict(storage_options or {}))
@@ -136,9 +138,7 @@ class BlobStore:
 
     def source(self, file: File) -> Source:
         """Return the stored bytes of *file*, to be stored elsewhere under its path."""
-        return Source(
-            file.path, self.url, file.size, lambda: sources.OwnReader(self.open(file.digest), file.path)
-        )
+        return Source(file.path, self.url, file.size, lambda: OwnReader(self.open(file.digest), file.path))
 
     def put_known(self, items: Sequence[tuple[File, Source]], *, progress: Progress | None = None) -> None:
         """Store bytes of which it is known what they must be, several at a time.

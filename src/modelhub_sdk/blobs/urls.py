@@ -16,9 +16,10 @@ from typing import Any
 
 from attrs import frozen
 
-from modelhub_sdk.blobs import progress, remote, web
+from modelhub_sdk.blobs import progress, web
 from modelhub_sdk.blobs.cache import SAME, Cache
 from modelhub_sdk.blobs.disk import Reader
+from modelhub_sdk.blobs.objects import Unchanged, url_state
 from modelhub_sdk.errors import Conflict, ModelHubError, StoreUnavailable, shown
 
 
@@ -106,12 +107,12 @@ def from_store(
 
 def _from_store(cache: Cache, url: str, options: Mapping[str, Any], told: str) -> Found:
     note = _Note(cache, told)
-    state = remote.url_state(url, dict(options))
+    state = url_state(url, dict(options))
     if (found := note.found(state.tag)) is not None:
         return found
 
     def opener(start: int) -> Reader:
-        return remote.Unchanged(state, url, options, start)
+        return Unchanged(state, url, options, start)
 
     with nullcontext() if state.tag is None else cache.turn(_key(told)):
         note = _Note(cache, told)

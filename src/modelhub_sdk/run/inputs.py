@@ -468,15 +468,15 @@ def _from_url(name: str, told: str, found: Found) -> InputFile:
 
 
 def _of_store(reg: Registry, uri: str) -> _Got:
-    from modelhub_sdk.blobs import remote, urls
+    from modelhub_sdk.blobs import driver, urls
     from modelhub_sdk.blobs.parallel import each
 
     told = masking.url(uri)
     url, options, account = _driver(uri)
-    fs, path = remote.open_filesystem(url, options)
+    fs, path = driver.open_filesystem(url, options)
     keys = [path]
     if "*" in path:
-        found = remote.patiently(lambda: fs.glob(path, detail=True), "list", told)
+        found = driver.patiently(lambda: fs.glob(path, detail=True), "list", told)
         keys = sorted(key for key, info in found.items() if info.get("type") != "directory")
         if not keys:
             raise NotFound(
