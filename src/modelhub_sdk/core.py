@@ -580,8 +580,9 @@ def opened(
             options=options,
             **common,
         )
-    except (StoreUnavailable, Offline) as error:
-        if isinstance(error, CredentialsRefused):
+    except (StoreUnavailable, Offline, NotFound) as error:
+        making = isinstance(error, NotFound) and create is not False and not read_only
+        if making or isinstance(error, CredentialsRefused):
             place.store.close()
             raise
         core = Core(
@@ -595,7 +596,8 @@ def opened(
         if not _has_pins(core):
             place.store.close()
             raise
-        log.warning("%s Only versions that are in the cache can be resolved.", error)
+        level = logging.INFO if isinstance(error, Offline) else logging.WARNING  # it was asked for
+        log.log(level, "%s Only versions that are in the cache can be resolved.", error.message)
     except BaseException:
         place.store.close()
         raise

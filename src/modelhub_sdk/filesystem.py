@@ -134,7 +134,7 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
         if isinstance(self._given, Registry):
             return self._given
         if self._given is None:
-            return hub.default()
+            return hub.default(create=False)
         with self._lock:
             if self._mine is None or self._mine[0] != os.getpid() or self._mine[1]._core.closed:
                 self._mine = os.getpid(), Registry.open(self._given, create=False)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from modelhub_sdk import surroundings
 from modelhub_sdk.domain.entities import Resolved
 from modelhub_sdk.references import Ref
 from modelhub_sdk.registry import Registry
@@ -56,22 +57,34 @@ def use(registry: Registry) -> Iterator[Registry]:
         _in_use.remove(registry)
 
 
-def default() -> Registry:
-    """Return the default registry: of the enclosing `use`, else the one that `open()` opens, kept open."""
+def default(*, create: bool | None = None) -> Registry:
+    """Return the default registry: of the enclosing `use`, else the one that `open()` opens, kept open.
+
+    One that could not be reached when it was opened is tried again each time.
+    """
     global _default
     found = _current.get()
     if found is None and _in_use:
         found = _in_use[-1]  # a worker thread begins with an empty context
     if found is not None:
         return found
-    if _default is None or _default._core.closed:
-        _default = Registry.open()
+    if (
+        _default is None
+        or _default._core.closed
+        or (_default._core.blobs is None and not surroundings.flag("OFFLINE"))
+    ):
+        before, _default = _default, Registry.open(create=create)
+        if before is not None:
+            before.close()
     return _default
 
 
 def resolve(uri: Ref, into: str | os.PathLike[str] | None = None, **options: Any) -> Resolved:
-    """Bring the files of a version of the default registry onto this disk; see `Registry.resolve`."""
-    return default().resolve(uri, into, **options)
+    """Bring the files of a version of the default registry onto this disk; see `Registry.resolve`.
+
+    Where there is no registry, none is made: its place may be mistyped, or not mounted.
+    """
+    return default(create=False).resolve(uri, into, **options)
 
 
 def start_run(name: str | None = None, **options: Any) -> Run:

@@ -177,6 +177,13 @@ def _pin(core: Core, at: int, uri: _URI, route_key: str | None, stale_ok: timede
         if isinstance(error, CredentialsRefused):
             raise
         return _remembered(core, uri, stale_ok, error)
+    except NotFound as error:
+        with core.view() as view:
+            if (
+                isinstance(uri, ModelURI) and not view.model_names()
+            ):  # a place that was mistyped, or not mounted
+                error.hint = f"The registry {shown(core.url, 200)} has no models at all: is it the right one?"
+        raise
 
 
 def _pin_model(core: Core, at: int, uri: ModelURI, route_key: str | None) -> Pinned:
