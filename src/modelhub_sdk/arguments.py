@@ -34,6 +34,17 @@ def listed(items: Any, what: str) -> list[Any]:
     return list(items)
 
 
+def switch(given: object, what: str) -> bool:
+    """Return *given* if it is True or False: nothing else decides whether something is overwritten or deleted.
+
+    Raises:
+        InvalidDocument: it is not.
+    """
+    if not isinstance(given, bool):
+        raise InvalidDocument(f"{what} is True or False, not {shown(given)}.")
+    return given
+
+
 def reason_of(given: object, *, required: bool = True) -> str | None:
     """Return a reason, None for a blank one that need not be given."""
     text = names.check_text("" if given is None else given, "reason")

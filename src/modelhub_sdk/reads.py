@@ -603,17 +603,25 @@ class RegistryView:
 
         Args:
             uri: ``model://name/v3``, ``model://name/latest``, an alias, a digest; with a path after
-                it, that one file.
+                it, that one file or folder.
             into: the inputs directory: it appears whole or not at all. Without it, a read-only
                 folder in the cache, and nothing is copied.
-            files: only files that fit these globs; a leading ``!`` excludes.
+            files: only these: paths, folders, globs; a leading ``!`` excludes. With a slash they begin at
+                the top, without one they fit a name in any folder; ``**/`` also stands for no folder.
             require: ``"approved"`` makes any other version an error, also by number.
             stale_ok: a ``timedelta``: offline, a moving name may be answered by what it meant this long ago.
             route_key: which version of a weighted alias: the same key gets the same version.
-            link: ``"copy"``, ``"reflink"`` or ``"hard"``; ``$MODELHUB_LINK``; else reflink where possible.
+            link: ``"copy"``, ``"reflink"`` (a copy where the file system has none), ``"hard"`` (likewise, across
+                file systems), or ``"auto"``: reflink where possible; default ``$MODELHUB_LINK``, else auto.
             verify: ``"always"`` hashes also what the cache verified before.
             progress: show a bar, or not; by default when a person is watching.
             overwrite: replace the files of *into* that are in the way.
+
+        Returns:
+            `uri`, pinned: what to write down with the predictions; `path` of the folder (of the file, where *uri*
+            names one), which ``os.fspath`` gives too; `files`, their paths in it; `version`; `as_of`, when the
+            registry was asked. A folder in the cache is for now: a bound or `hub.cache.clear` may remove it when
+            its files are not open. Where that matters, pass *into*.
 
         Raises:
             NotFound, NoApprovedVersion, NotApproved, Purged: there is nothing that may be resolved.

@@ -14,6 +14,7 @@ import os
 import re
 import threading
 import time
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,7 +25,8 @@ from typing import Any, TypeAlias
 from attrs import evolve, frozen
 
 from modelhub_sdk import active, surroundings
-from modelhub_sdk.arguments import listed
+from modelhub_sdk.arguments import listed, switch
+from modelhub_sdk.blobs import link as links
 from modelhub_sdk.blobs import place
 from modelhub_sdk.blobs import progress as bars
 from modelhub_sdk.core import Core, pins_folder
@@ -88,7 +90,7 @@ def resolve(
     ref: Any,
     into: str | os.PathLike[str] | None,
     *,
-    files: Sequence[str] | str | None,
+    files: Sequence[str | os.PathLike[str]] | str | os.PathLike[str] | None,
     require: str | None,
     stale_ok: timedelta | None,
     route_key: str | int | None,
@@ -103,7 +105,14 @@ def resolve(
         raise InvalidDocument(f"require is 'approved' or nothing, not {shown(require)}.")
     if stale_ok is not None and not isinstance(stale_ok, timedelta):
         raise InvalidDocument("stale_ok is a datetime.timedelta.", hint="For example timedelta(hours=1).")
-    how = link if link is not None else surroundings.setting("LINK") or "auto"
+    switch(overwrite, "overwrite")
+    if verify not in (None, "always"):
+        raise InvalidName(f"verify={shown(verify)} is unknown.", hint="Use verify='always', or leave it out.")
+    how = (
+        links.check_how(link)
+        if link is not None
+        else links.check_how(surroundings.setting("LINK") or "auto", "MODELHUB_LINK")
+    )
     if into is not None and not isinstance(into, (str, os.PathLike)):
         raise InvalidName(f"into={shown(into)} is not a folder.", hint="Pass the path of a folder.")
     target = None if into is None else os.fsdecode(into)
@@ -301,8 +310,8 @@ def _check_status(uri: ModelURI, version: ModelVersion, require: str | None) -> 
         log.warning("%s is %s%s, and was resolved by its number", version.uri, state, reason)
 
 
-def _selected(pinned: Pinned, path: str | None, patterns: Sequence[str] | str | None) -> tuple[File, ...]:
-    """Return the files that are asked for: those under *path* that fit the *patterns*."""
+def _selected(pinned: Pinned, path: str | None, patterns: Any) -> tuple[File, ...]:
+    """Return the files that are asked for: those under *path* that fit the *patterns*, which begin there."""
     version, found = pinned.version, pinned.files
     if path is not None:
         found = tuple(f for f in pinned.files if f.path == path or f.path.startswith(path + "/"))
@@ -313,19 +322,47 @@ def _selected(pinned: Pinned, path: str | None, patterns: Sequence[str] | str | 
             )
     if patterns is None:
         return found
-    given = [patterns] if isinstance(patterns, str) else listed(patterns, "files")
-    for pattern in given:
-        if not names.check_text(pattern, "files", 1000).strip("!"):
-            raise InvalidName(
-                f"{shown(pattern)} is not a pattern of files.", hint='For example ["*.bin", "!old/*"].'
+    given = [
+        _pattern(one)
+        for one in ([patterns] if isinstance(patterns, (str, os.PathLike)) else listed(patterns, "files"))
+    ]
+    if not given:
+        raise InvalidName("files= is empty, and would choose no file.", hint="Leave it out for all files.")
+    keep = [one for one in given if not one.startswith("!")] or ["*"]
+    drop = [one[1:] for one in given if one.startswith("!")]
+    top = 0 if path is None else len(path) + 1
+    inner = {file: file.path[top:] or file.path.rpartition("/")[2] for file in found}
+    for one in keep:
+        if not re.search(r"[*?\[]", one) and not any(_fits(name, one) for name in inner.values()):
+            known = list(inner.values())
+            raise NotFound(
+                f"{version.uri} has no file or folder {shown(one)}.",
+                nearest=nearest(one, known),
+                hint=some(known),
             )
-    keep = [p for p in given if not p.startswith("!")] or ["*"]
-    drop = [p[1:] for p in given if p.startswith("!")]
-    chosen = tuple(f for f in found if _fits(f.path, keep) and not _fits(f.path, drop))
+    chosen = tuple(
+        file
+        for file, name in inner.items()
+        if any(_fits(name, one) for one in keep) and not any(_fits(name, one) for one in drop)
+    )
     if not chosen and found:
-        known = [file.path for file in found]
-        raise NotFound(f"No file of {version.uri} fits {', '.join(map(shown, given))}.", hint=some(known))
+        raise NotFound(
+            f"No file of {version.uri} fits {', '.join(map(shown, given))}.", hint=some(list(inner.values()))
+        )
     return chosen
+
+
+def _pattern(given: Any) -> str:
+    """Return a pattern of files in one form: ``!`` first, no ``./``, composed as the paths in manifests are."""
+    text = os.fspath(given) if isinstance(given, os.PathLike) else given
+    text = unicodedata.normalize("NFC", names.check_text(text, "files", 1000))
+    bang = "!" if text.startswith("!") else ""
+    plain = text.removeprefix("!").removeprefix("./")
+    if not plain.strip("!/"):
+        raise InvalidName(
+            f"{shown(text)} is not a pattern of files.", hint='For example ["*.bin", "!old/*"].'
+        )
+    return bang + plain
 
 
 def some(known: Sequence[str]) -> str:
@@ -334,10 +371,18 @@ def some(known: Sequence[str]) -> str:
     return f"It has {', '.join(map(shown, known[:5]))}{more}."
 
 
-def _fits(path: str, patterns: Sequence[str]) -> bool:
-    """A pattern with a slash fits from the top, one without fits a name in any folder."""
-    name = path.rpartition("/")[2]
-    return any(fnmatch.fnmatchcase(path if "/" in pattern else name, pattern) for pattern in patterns)
+def _fits(path: str, pattern: str) -> bool:
+    """Return whether a file fits: by its path, by a folder that it lies in, or by a glob.
+
+    A glob with a slash fits from the top, one without fits a name in any folder; ``**/`` also stands for no folder.
+    """
+    plain = pattern.rstrip("/")
+    if path == plain or path.startswith(plain + "/"):
+        return True
+    head, deep, tail = pattern.partition("**/")
+    if deep and _fits(path, head + tail):
+        return True
+    return fnmatch.fnmatchcase(path if "/" in pattern else path.rpartition("/")[2], pattern)
 
 
 def check_purged(pinned: Pinned, wanted: Sequence[File]) -> None:
@@ -428,7 +473,7 @@ def _is_fixed(uri: _URI, version: ModelVersion | DatasetVersion | Datum) -> bool
     """Return whether *uri* can never mean anything but *version*."""
     if isinstance(uri, ModelURI):
         return isinstance(uri.selector, (Number, ByDigest))
-    return str(uri).startswith(version.uri)
+    return f"{uri}/".startswith(version.uri + "/")  # an alias may begin as the name of a version does
 
 
 def _remember(core: Core, uri: _URI, pinned: Pinned) -> None:

@@ -16,14 +16,14 @@ HOW = ("auto", "copy", "reflink", "hard")
 _FICLONE = 0x40049409  # linux/fs.h; the same on every architecture that Python runs on but mips, ppc, sparc
 
 
-def check_how(how: str) -> How:
-    """Return *how* if it is one of "auto", "copy", "reflink", "hard".
+def check_how(how: str, what: str = "link") -> How:
+    """Return *how* if it is one of "auto", "copy", "reflink", "hard"; *what* says where it was given.
 
     Raises:
         InvalidName: it is not.
     """
     if how not in HOW:
-        raise InvalidName(f"link={shown(how)} is unknown.", hint="Use 'auto', 'copy', 'reflink' or 'hard'.")
+        raise InvalidName(f"{what}={shown(how)} is unknown.", hint="Use 'auto', 'copy', 'reflink' or 'hard'.")
     return how  # type: ignore[return-value]
 
 
