@@ -186,16 +186,17 @@ def test_a_fixed_dataset_version_resolves_offline(tmp_path: Path, monkeypatch: p
     """What was resolved once resolves without the registry, if its name cannot move."""
     url = f"sqlite:///{tmp_path}/reg.db"
     with hub.open(url) as reg:
-        reg.create_dataset_version("clicks/v1", {"a.csv": b"1"}, aliases=["prod"])
+        reg.create_dataset_version("clicks/v1", {"a.csv": b"1"}, aliases=["prod", "v1-live"])
         reg.ingest(_with_alias(tmp_path / "out"))
         reg.resolve("dataset://clicks/prod")
+        reg.resolve("dataset://clicks/v1-live")
         reg.resolve("datum://newest")
         datum = reg.datum("newest")
     monkeypatch.setenv("MODELHUB_OFFLINE", "1")
     with hub.open(url) as reg:
         assert Path(reg.resolve("dataset://clicks/v1").path, "a.csv").read_bytes() == b"1"
         assert Path(reg.resolve(datum.uri)).read_bytes() == b"x"
-        for moving in ("dataset://clicks/prod", "datum://newest"):
+        for moving in ("dataset://clicks/prod", "dataset://clicks/v1-live", "datum://newest"):
             with pytest.raises(Offline, match="can move"):
                 reg.resolve(moving)
 

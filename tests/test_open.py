@@ -15,6 +15,7 @@ import pytest
 
 import modelhub_sdk as hub
 from modelhub_sdk import Registry
+from modelhub_sdk.hub import default
 
 
 def works(reg: Registry) -> str:
@@ -363,8 +364,6 @@ def test_the_default_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert content() == "default"
     got = hub.resolve("m/v1", tmp_path / "in", files="f")
     assert got.path == str(tmp_path / "in")
-    from modelhub_sdk.hub import default
-
     default().close()
     assert content() == "default"  # opened again
     default().close()
@@ -383,3 +382,50 @@ def test_the_default_of_a_block_reaches_its_threads():
         thread.start()
         thread.join()
     assert found == ["model://m/v1"]
+
+
+@pytest.mark.parametrize("place", ["sqlite:///{t}/registy/models.db", "{t}/registy"])
+def test_resolving_makes_no_registry(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A place that was mistyped is told, and nothing is made there; starting a run may make one."""
+    monkeypatch.setattr("modelhub_sdk.hub._default", None)
+    monkeypatch.setenv("MODELHUB_REGISTRY", place.format(t=tmp_path))
+    with pytest.raises(hub.NotFound, match=r"There is no registry at .*registy"):
+        hub.resolve("model://m/latest")
+    assert not (tmp_path / "registy").exists()
+    monkeypatch.chdir(tmp_path)
+    with hub.start_run("first") as run:
+        run.register("m", {"f": b"1"})
+    assert Path(hub.resolve("m/v1"), "f").read_bytes() == b"1"
+    default().close()
+
+
+@pytest.mark.parametrize("place", ["sqlite:///{t}/mount/models.db", "{t}/mount"])
+def test_a_registry_that_went_away(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where a mount was lost, what is in the cache still resolves, nothing is made, and it is found again later."""
+    url = place.format(t=tmp_path)
+    with hub.open(url) as reg:
+        reg.approve(reg.register("m", {"f": b"1"}))
+        reg.resolve("m/latest")
+    monkeypatch.setattr("modelhub_sdk.hub._default", None)
+    monkeypatch.setenv("MODELHUB_REGISTRY", url)
+    (tmp_path / "mount").rename(tmp_path / "lost")
+    assert Path(hub.resolve("m/v1"), "f").read_bytes() == b"1"
+    with pytest.raises(hub.Offline, match=r"There is no registry at .*mount"):
+        hub.resolve("m/latest")
+    with hub.open(url, read_only=True) as reg:
+        assert Path(reg.resolve("m/v1"), "f").read_bytes() == b"1"
+    assert not (tmp_path / "mount").exists()
+    (tmp_path / "lost").rename(tmp_path / "mount")
+    assert hub.resolve("m/latest").uri == "model://m/v1"
+    default().close()
+
+
+def test_an_empty_registry_is_named(tmp_path: Path):
+    """Who asks a registry without any model has probably another one in mind."""
+    with hub.open(tmp_path / "other") as reg:
+        with pytest.raises(hub.NotFound, match=r"'m'.*'file://.*other' has no models at all"):
+            reg.resolve("m/v1")
+        reg.register("n", {"f": b"1"})
+        with pytest.raises(hub.NotFound) as caught:
+            reg.resolve("m/v1")
+        assert "at all" not in str(caught.value)

@@ -158,28 +158,76 @@ def test_link_comes_from_the_environment(churn: Registry, tmp_path: Path, monkey
         (["config/*"], {"config/model.json", "config/deep/notes (1).txt"}),
         (["model.*"], {"model.safetensors", "config/model.json"}),
         (["*"], set(FILES)),
+        (["**/*.safetensors"], {"model.safetensors", "optimizer.safetensors"}),
+        (["!**/*.safetensors"], {"config/model.json", "config/deep/notes (1).txt"}),
+        (["config/**/*.txt"], {"config/deep/notes (1).txt"}),
+        (["**/model.json"], {"config/model.json"}),
+        ("config", {"config/model.json", "config/deep/notes (1).txt"}),
+        ("config/", {"config/model.json", "config/deep/notes (1).txt"}),
+        (["!config"], {"model.safetensors", "optimizer.safetensors"}),
+        (["!./config/"], {"model.safetensors", "optimizer.safetensors"}),
+        (["./model.safetensors"], {"model.safetensors"}),
+        (Path("config/deep"), {"config/deep/notes (1).txt"}),
+        ([Path("model.safetensors"), "*.onnx"], {"model.safetensors"}),
     ],
 )
 def test_patterns(churn: Registry, tmp_path: Path, patterns: Any, chosen: set[str]):
-    """Globs choose files; a leading ! excludes; without a slash a pattern fits names in every folder."""
+    """Paths, folders and globs choose files; ! excludes; without a slash a glob fits names in every folder."""
     got = churn.resolve("churn/v1", into=tmp_path / "in", files=patterns)
     assert set(got.files) == set(tree(tmp_path / "in")) == chosen
     assert tree(churn.resolve("churn/v1", files=patterns)).keys() == chosen
 
 
-@pytest.mark.parametrize("patterns", ["*.onnx", ["!*"], ["model", "!model.safetensors"]])
+@pytest.mark.parametrize(
+    "patterns",
+    ["*.onnx", ["!*"], ["*", "!config", "!*.safetensors"], ["model.safetensors", "tokenizer.json"]],
+)
 def test_patterns_that_fit_nothing(churn: Registry, patterns: Any, tmp_path: Path):
-    """No file fits: NotFound with what there is, and no folder."""
+    """No file fits, or a name that is no glob is of no file: NotFound with what there is, and no folder."""
     with pytest.raises(hub.NotFound, match=r"model\.safetensors|config"):
         churn.resolve("churn/v1", files=patterns, into=tmp_path / "in")
     assert not (tmp_path / "in").exists()
 
 
-@pytest.mark.parametrize("patterns", ["", "!", [""], 7, [7], [None]])
+@pytest.mark.parametrize("patterns", ["", "!", [""], 7, [7], [None], [], (), "/", "./"])
 def test_patterns_that_are_none(churn: Registry, patterns: Any):
     """An empty pattern, or another type, is an error of ours."""
     with pytest.raises(hub.ModelHubError):
         churn.resolve("churn/v1", files=patterns)
+
+
+def test_names_with_special_letters(reg: Registry):
+    """A name is a name also with brackets in it, and however its accents are composed."""
+    reg.register("m", {"w[1].bin": b"1", "w1.bin": b"2", "caf\u00e9.txt": b"3"})
+    assert reg.resolve("m/v1", files="w[1].bin").files == ("w[1].bin",)
+    assert reg.resolve("m/v1", files=["*", "!w[1].bin"]).files == ("caf\u00e9.txt", "w1.bin")
+    assert reg.resolve("m/v1", files="w[12].bin").files == ("w1.bin",)
+    assert reg.resolve("m/v1", files="cafe\u0301.txt").files == ("caf\u00e9.txt",)
+
+
+def test_patterns_begin_where_the_path_ends(churn: Registry):
+    """Below a folder that the URI names, patterns are of what is below it."""
+    got = churn.resolve("model://churn/v1/config", files="deep/*")
+    assert got.files == ("deep/notes (1).txt",)
+    with pytest.raises(hub.NotFound):
+        churn.resolve("model://churn/v1/config", files="config/model.json")
+    one = churn.resolve("model://churn/v1/config/model.json", files="*.json")
+    assert one.files == ("model.json",)
+
+
+@pytest.mark.parametrize("given", [None, "no", 1, "yes"])
+def test_what_is_no_bool_decides_nothing(churn: Registry, tmp_path: Path, given: Any):
+    """A text that reads like no would have been taken for yes."""
+    with pytest.raises(hub.InvalidDocument, match="overwrite is True or False"):
+        churn.resolve("churn/v1", into=tmp_path / "in", overwrite=given)
+    assert not (tmp_path / "in").exists()
+
+
+@pytest.mark.parametrize("wrong", [{"link": "symlink"}, {"verify": "never"}])
+def test_options_are_checked_also_where_they_do_nothing(churn: Registry, wrong: dict[str, Any]):
+    """Without into= nothing is linked, and a wrong word is a mistake all the same."""
+    with pytest.raises(hub.InvalidName):
+        churn.resolve("churn/v1", **wrong)
 
 
 def test_a_path_in_the_uri(churn: Registry, tmp_path: Path):

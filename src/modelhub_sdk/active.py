@@ -27,8 +27,8 @@ class Observer(Protocol):
     def close(self, error: BaseException | None) -> None:
         """End with its registry; never raises."""
 
-    def resolved(self, found: Resolved, asked: str) -> None:
-        """Take note of what was resolved while it was on; never raises."""
+    def resolved(self, found: Resolved, asked: str, registry: str) -> None:
+        """Take note of what was resolved from the registry of that id while it was on; never raises."""
 
 
 _stack: list[Observer] = []

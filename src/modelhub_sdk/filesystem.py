@@ -218,6 +218,7 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
                     as_of=tree.pinned.as_of,
                 ),
                 str(uri),
+                self.registry.id,
             )
         with self._lock:
             if key in self._used:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from typing import TypeAlias
 
 from modelhub_sdk.domain import names, rules
@@ -19,7 +20,15 @@ from modelhub_sdk.domain.uri import (
     parse_ref,
     parse_uri,
 )
-from modelhub_sdk.errors import InvalidURI, NoApprovedVersion, NotAllowed, NotFound, nearest, shown
+from modelhub_sdk.errors import (
+    InvalidURI,
+    ModelHubError,
+    NoApprovedVersion,
+    NotAllowed,
+    NotFound,
+    nearest,
+    shown,
+)
 from modelhub_sdk.index import data
 from modelhub_sdk.index.queries import View
 
@@ -72,7 +81,12 @@ def version_uri(ref: Ref) -> ModelURI:
 
 def fixed_uri(ref: Ref, verb: str) -> ModelURI:
     """Return the version that *ref* names, refusing names that may move under the caller."""
-    uri = version_uri(ref)
+    try:
+        uri = version_uri(ref)
+    except InvalidURI as error:
+        with suppress(ModelHubError):  # a model's name: the usual advice, latest, would be refused too
+            error.hint = f'For example reg.{verb}("{model_name(ref)}/v3", ...).'
+        raise
     if is_moving(uri.selector):
         raise NotAllowed(
             f"{verb} needs a version by its number, and {shown(str(uri))} can move: decide on what you saw.",
@@ -137,7 +151,11 @@ def no_alias(view: View, model: str, alias: str) -> NotFound:
     """Return the error for an alias that points at nothing."""
     rules.model_exists(view, model)
     known = sorted(view.model(model).aliases)
-    has = f" It has {', '.join(known)}." if known else " It has no aliases."
+    has = (
+        f" It has {', '.join(known)}."
+        if known
+        else f' It has no aliases: reg.set_alias("{model}", "{alias}", "v1", reason) makes one.'
+    )
     return NotFound(
         f"The model {shown(model)} has no alias {shown(alias)}.", hint=has.strip(), nearest=tuple(known)
     )

@@ -7,6 +7,7 @@ without the store, and a moving name does for as long as the caller allows.
 from __future__ import annotations
 
 import fnmatch
+import glob
 import hashlib
 import json
 import logging
@@ -143,7 +144,7 @@ def resolve(
         uri=pinned.version.uri, path=str(path), files=paths, version=pinned.version, as_of=pinned.as_of
     )
     if (run := active.current()) is not None:
-        run.resolved(found, str(uri))
+        run.resolved(found, str(uri), core.registry_id)
     return found
 
 
@@ -218,7 +219,8 @@ def _forget_deleted(core: Core, view: View) -> None:
     if last <= core.dropped:
         return
     cache = core.cache()
-    note = Path(cache.path) / "dropped" / core.registry_id
+    # Copies of a registry share its id, and go their own ways afterwards: the place says which it is.
+    note = Path(cache.path) / "dropped" / core.registry_id / pins_folder(core).name
     with suppress(OSError, ValueError):
         core.dropped = max(core.dropped, int(note.read_bytes()))
     if last <= core.dropped:
@@ -235,6 +237,7 @@ def _forget_deleted(core: Core, view: View) -> None:
 def _pin_dataset(core: Core, at: int, uri: DatasetURI) -> Pinned:
     as_of = core.clock()
     with core.view(at) as view:
+        _forget_deleted(core, view)
         number = pin_dataset(view, uri)
         version = data.version(view, uri.name, number)
         document = data.born(view, uri.name, number).document
@@ -246,6 +249,7 @@ def _pin_dataset(core: Core, at: int, uri: DatasetURI) -> Pinned:
 def _pin_datum(core: Core, at: int, uri: DatumURI) -> Pinned:
     as_of = core.clock()
     with core.view(at) as view:
+        _forget_deleted(core, view)
         found = found_datum(view, uri)
         purges = (
             [] if view.needed({found.digest}) else [view.purge(*key) for key in view.holding(found.digest)]
@@ -328,27 +332,28 @@ def _selected(pinned: Pinned, path: str | None, patterns: Any) -> tuple[File, ..
     ]
     if not given:
         raise InvalidName("files= is empty, and would choose no file.", hint="Leave it out for all files.")
-    keep = [one for one in given if not one.startswith("!")] or ["*"]
-    drop = [one[1:] for one in given if one.startswith("!")]
     top = 0 if path is None else len(path) + 1
-    inner = {file: file.path[top:] or file.path.rpartition("/")[2] for file in found}
-    for one in keep:
-        if not re.search(r"[*?\[]", one) and not any(_fits(name, one) for name in inner.values()):
-            known = list(inner.values())
+    inner = [file.path[top:] or file.path.rpartition("/")[2] for file in found]
+    exact = set(inner)
+    keep: list[str] = []
+    drop: list[str] = []
+    for one in given:
+        plain = one.removeprefix("!")
+        plain = glob.escape(plain) if plain in exact else plain  # a file may be called w[1].bin
+        (drop if one.startswith("!") else keep).append(plain)
+        if one == plain and not glob.has_magic(one) and not any(_fits(name, one) for name in inner):
             raise NotFound(
                 f"{version.uri} has no file or folder {shown(one)}.",
-                nearest=nearest(one, known),
-                hint=some(known),
+                nearest=nearest(one, inner),
+                hint=some(inner),
             )
     chosen = tuple(
         file
-        for file, name in inner.items()
-        if any(_fits(name, one) for one in keep) and not any(_fits(name, one) for one in drop)
+        for file, name in zip(found, inner, strict=True)
+        if any(_fits(name, one) for one in keep or ["*"]) and not any(_fits(name, one) for one in drop)
     )
     if not chosen and found:
-        raise NotFound(
-            f"No file of {version.uri} fits {', '.join(map(shown, given))}.", hint=some(list(inner.values()))
-        )
+        raise NotFound(f"No file of {version.uri} fits {', '.join(map(shown, given))}.", hint=some(inner))
     return chosen
 
 

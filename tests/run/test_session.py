@@ -278,6 +278,22 @@ def test_what_is_resolved_is_an_input(reg: Registry) -> None:
         run.input("more", "dataset://clicks/v1")
 
 
+def test_what_is_resolved_elsewhere_is_called_so(reg: Registry, tmp_path: Path) -> None:
+    """A version of another registry is an input under that registry's id: a name here may be of something else."""
+    reg.register("base", {"m.bin": b"another base"})
+    with hub.open(tmp_path / "elsewhere") as other:
+        other.register("base", {"m.bin": b"base"})
+        with reg.start_run("tune") as run:
+            other.resolve("base/v1")
+        (found,) = reg.run(run.id).inputs
+        assert found.uri == f"origin:{other.id}/model://base/v1"
+        assert [file.path for file in found.files] == ["m.bin"]
+    assert "model://base/v1" not in {node.id for node in reg.upstream("run:" + run.id).nodes}
+    with reg.start_run("again") as run:
+        reg.resolve("base/v1")
+    assert [one.uri for one in reg.run(run.id).inputs] == ["model://base/v1"]
+
+
 def test_an_input_that_cannot_be_had_stops_the_start(reg: Registry) -> None:
     """The run does not start; the message names the input and what is wrong; nothing is left."""
     with pytest.raises(NotFound, match="The input 'data' cannot be had: There is no dataset 'clicks'"):

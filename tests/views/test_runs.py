@@ -189,9 +189,9 @@ def test_a_run_as_text():
 
 
 def test_a_short_name_for_print():
-    """str() of a run or a lineage is one line; the views have the rest."""
+    """str() of a run is one line, of a lineage, which has no name of its own, all of it."""
     assert str(run()) == "run #12 train (completed)"
-    assert str(lineage()) == "lineage of model://churn/v3"
+    assert str(lineage()) == text.render(lineage())
 
 
 def test_a_run_with_nothing():

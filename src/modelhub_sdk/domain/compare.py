@@ -9,9 +9,9 @@ from datetime import datetime
 from enum import Enum
 from typing import Any, Final, Literal, TypeAlias
 
-from attrs import frozen
+from attrs import field, frozen
 
-from modelhub_sdk.domain.entities import File, ModelVersion
+from modelhub_sdk.domain.entities import File, ModelVersion, few
 from modelhub_sdk.domain.lineage import RunRecord
 from modelhub_sdk.domain.values import Frozen, Value, number
 from modelhub_sdk.errors import InvalidQuery, shown
@@ -96,14 +96,14 @@ class Comparison:
     `code` commit, branch, entry and uncommitted changes (their digest) of the runs that made them.
     """
 
-    versions: tuple[ModelVersion, ...]
-    facts: tuple[Row, ...]
-    metrics: tuple[Row, ...]
-    params: tuple[Row, ...]
-    fields: tuple[Row, ...]
-    files: tuple[Row, ...]
-    inputs: tuple[Row, ...]
-    code: tuple[Row, ...] = ()
+    versions: tuple[ModelVersion, ...] = field(repr=few)
+    facts: tuple[Row, ...] = field(repr=few)
+    metrics: tuple[Row, ...] = field(repr=few)
+    params: tuple[Row, ...] = field(repr=few)
+    fields: tuple[Row, ...] = field(repr=few)
+    files: tuple[Row, ...] = field(repr=few)
+    inputs: tuple[Row, ...] = field(repr=few)
+    code: tuple[Row, ...] = field(default=(), repr=few)
 
     @property
     def labels(self) -> tuple[str, ...]:

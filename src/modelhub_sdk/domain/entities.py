@@ -60,6 +60,16 @@ class Attachment:
     by: str | None = None
 
 
+def few(items: Sequence[object]) -> str:
+    """Return the repr of *items*, the first ones only when they are many: a version may have ten thousand files."""
+    if len(items) <= _FEW:
+        return repr(items)
+    return f"({', '.join(map(repr, items[:_FEW]))}, … {len(items):,} in all)"
+
+
+_FEW = 5
+
+
 class Shown:
     """What ``print`` and notebooks show, by the views, imported when they are asked for."""
 
@@ -133,11 +143,11 @@ class ModelVersion(Shown):
     model: str
     number: int
     status: Status
-    files: tuple[File, ...]
+    files: tuple[File, ...] = field(repr=few)
     digest: str
     size: int
     metrics: Mapping[str, Value] = Frozen()
-    evaluations: tuple[Evaluation, ...] = ()
+    evaluations: tuple[Evaluation, ...] = field(default=(), repr=few)
     params: Mapping[str, Value] = Frozen()
     tags: tuple[str, ...] = ()
     note: str | None = None
@@ -151,8 +161,8 @@ class ModelVersion(Shown):
     reason: str | None = None
     run_id: str | None = None
     aliases: tuple[str, ...] = ()
-    attachments: tuple[Attachment, ...] = ()
-    comments: tuple[Comment, ...] = ()
+    attachments: tuple[Attachment, ...] = field(default=(), repr=few)
+    comments: tuple[Comment, ...] = field(default=(), repr=few)
     duration: float | None = None
     archived: bool = False
     purged: bool = False
@@ -208,7 +218,7 @@ class Dataset(Shown):
     created_by: str | None
     modified_at: datetime
     seq: int
-    versions: tuple[str, ...]
+    versions: tuple[str, ...] = field(repr=few)
     latest: str | None
     aliases: Mapping[str, str]
 
@@ -232,7 +242,7 @@ class DatasetVersion(Shown):
     dataset: str
     version: str
     number: int
-    files: tuple[File, ...]
+    files: tuple[File, ...] = field(repr=few)
     digest: str
     size: int
     tags: tuple[str, ...] = ()
@@ -351,11 +361,11 @@ class Output:
 class IngestReport(Shown):
     """What `ingest` made of a folder of outputs."""
 
-    versions: tuple[ModelVersion, ...]
+    versions: tuple[ModelVersion, ...] = field(repr=few)
     dataset_versions: tuple[str, ...] = ()
     datums: tuple[str, ...] = ()
     alerts: tuple[Alert, ...] = ()
-    outputs: tuple[Output, ...] = ()
+    outputs: tuple[Output, ...] = field(default=(), repr=few)
     repeated: bool = False
 
 
@@ -370,7 +380,7 @@ class Resolved(Shown):
 
     uri: str
     path: str
-    files: tuple[str, ...]
+    files: tuple[str, ...] = field(repr=few)
     version: ModelVersion | DatasetVersion | Datum
     as_of: datetime
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from attrs import field, frozen
 
-from modelhub_sdk.domain.entities import Alert, AuditRecord, File, Origin, Output, Shown, Use
+from modelhub_sdk.domain.entities import Alert, AuditRecord, File, Origin, Output, Shown, Use, few
 from modelhub_sdk.domain.values import Frozen, Value
 
 RunStatus = Literal["running", "completed", "failed", "interrupted"]
@@ -60,7 +60,7 @@ class RunInput:
 
     uri: str
     name: str | None = None
-    files: tuple[File, ...] = ()
+    files: tuple[File, ...] = field(default=(), repr=few)
     changed: bool = False
     seen: bool = False
     tag: str | None = None
@@ -98,12 +98,12 @@ class RunRecord(Shown):
     tags: tuple[str, ...] = ()
     code: Code = field(factory=Code)
     environment: Environment = field(factory=Environment)
-    inputs: tuple[RunInput, ...] = ()
-    outputs: tuple[Output, ...] = ()
+    inputs: tuple[RunInput, ...] = field(default=(), repr=few)
+    outputs: tuple[Output, ...] = field(default=(), repr=few)
     versions: tuple[str, ...] = ()
     dataset_versions: tuple[str, ...] = ()
     datums: tuple[str, ...] = ()
-    attachments: tuple[File, ...] = ()
+    attachments: tuple[File, ...] = field(default=(), repr=few)
     alerts: tuple[Alert, ...] = ()
     attempts: int = 1
     seq: int = 0
@@ -147,18 +147,15 @@ class LineageRecord(Shown):
     environment: Environment = field(factory=Environment)
     params: Mapping[str, Value] = Frozen()
     metrics: Mapping[str, Value] = Frozen()
-    inputs: tuple[RunInput, ...] = ()
-    outputs: tuple[Output, ...] = ()
+    inputs: tuple[RunInput, ...] = field(default=(), repr=few)
+    outputs: tuple[Output, ...] = field(default=(), repr=few)
     datasets: tuple[str, ...] = ()
     parents: tuple[str, ...] = ()
     approvals: tuple[Decision, ...] = ()
-    used_by: tuple[Use, ...] = ()
+    used_by: tuple[Use, ...] = field(default=(), repr=few)
     origin: Origin | None = None
-    history: tuple[AuditRecord, ...] = ()
+    history: tuple[AuditRecord, ...] = field(default=(), repr=few)
     graph: LineageGraph = field(factory=lambda: LineageGraph("", (), ()), repr=False)
-
-    def __str__(self) -> str:
-        return f"lineage of {self.subject}"
 
 
 @frozen
@@ -195,8 +192,8 @@ class LineageGraph:
     """
 
     root: str
-    nodes: tuple[Node, ...]
-    edges: tuple[Edge, ...]
+    nodes: tuple[Node, ...] = field(repr=few)
+    edges: tuple[Edge, ...] = field(repr=few)
     cut: bool = False
 
     def to_mermaid(self) -> str:

@@ -125,7 +125,13 @@ def version_exists(state: State, model: str, number: int) -> VersionState:
     if found is None:
         model_exists(state, model)
         last = state.last_number(model)
-        has = f"its versions are v1 to v{last}" if last else "it has no versions yet"
+        has = (
+            f"its versions are v1 to v{last}"
+            if last > 1
+            else "it has v1 alone"
+            if last
+            else "it has no versions yet"
+        )
         raise NotFound(
             f"There is no model://{model}/v{number}: {has}.", nearest=(f"v{last}",) if last else ()
         )

@@ -431,8 +431,12 @@ class _Parser:
         if not _SEGMENT.fullmatch(piece):
             bad = _BAD_IN_SEGMENT.search(piece)
             if bad is None:
+                last = end == len(self.text)
                 raise self.fault(
-                    "A segment of the path is empty.", start, end, hint="Remove the second slash."
+                    "A segment of the path is empty.",
+                    start,
+                    end,
+                    hint=f"Remove the {'last' if last else 'second'} slash.",
                 )
             where = start + bad.start()
             if bad.group() == "%":

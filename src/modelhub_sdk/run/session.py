@@ -28,7 +28,7 @@ from modelhub_sdk.domain import events as ev
 from modelhub_sdk.domain import names
 from modelhub_sdk.domain.entities import Alert, Datum, File, IngestReport, ModelVersion, Resolved
 from modelhub_sdk.domain.events import Event, Sealer
-from modelhub_sdk.domain.lineage import Code, Environment, RunInput, RunRecord
+from modelhub_sdk.domain.lineage import Code, Environment, RunInput, RunRecord, elsewhere
 from modelhub_sdk.domain.values import Frozen, Value, normalise
 from modelhub_sdk.errors import (
     ChildFailed,
@@ -310,15 +310,20 @@ class Run:
         """Record what a person should know."""
         self._alerts += [Alert(text) for text in alerts]
 
-    def resolved(self, found: Resolved, asked: str) -> None:
-        """Take note of what was resolved while this run was on."""
+    def resolved(self, found: Resolved, asked: str, registry: str) -> None:
+        """Take note of what was resolved from the registry of that id while this run was on.
+
+        Names in another registry mean nothing here: what comes from there is called as lineage calls it.
+        """
         version = found.version
         files = (
             (File(version.name, version.size, version.digest),)
             if isinstance(version, Datum)
             else tuple(file for file in version.files if _is_of(file.path, found))
         )
-        self._inputs.setdefault((found.uri, None), RunInput(uri=found.uri, files=files))
+        mine = registry in ("", self._registry.id)
+        uri = found.uri if mine else elsewhere(registry, found.uri)
+        self._inputs.setdefault((uri, None), RunInput(uri=uri, files=files))
 
     def belongs(self, registry: object) -> bool:
         """Return whether this run is recorded in *registry*."""

@@ -22,6 +22,7 @@ from modelhub_sdk.domain.entities import (
     Model,
     ModelVersion,
     Origin,
+    Use,
     Verification,
 )
 from modelhub_sdk.domain.lineage import Code, Environment, LineageRecord, RunInput, RunRecord
@@ -536,6 +537,9 @@ def _listing(listing: Listing[Any]) -> str:
         header = ["#", "at (UTC)", "actor", "what"]
         right = {0}
         body = [[str(r.seq), f"{r.at:%Y-%m-%d %H:%M:%S}", _who(r.actor), clean(r.detail)] for r in items]
+    elif all(isinstance(item, Use) for item in items):
+        header = ["at (UTC)", "who", "where", "asked for", "is"]
+        body = [[when(u.at), _who(u.actor), clean(u.host or ""), clean(u.asked), clean(u.uri)] for u in items]
     else:
         return "\n".join(render(item) for item in items)
     more = listing.total - len(items)
