@@ -429,3 +429,18 @@ def test_an_empty_registry_is_named(tmp_path: Path):
         with pytest.raises(hub.NotFound) as caught:
             reg.resolve("m/v1")
         assert "at all" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("postgresql://ada:s3cr3t@127.0.0.1:9/models", "onnection refused"),
+        ("postgresql://ada:s3cr3t@no-such-host.invalid/models", "host name|not known|does not exist"),
+    ],
+)
+def test_a_database_that_is_not_there(url: str, why: str):
+    """The error says what is the matter, in words that quote nothing that was typed."""
+    pytest.importorskip("psycopg")
+    with pytest.raises(hub.StoreUnavailable, match=why) as caught:
+        hub.open(url, artifacts="s3://b/x")
+    assert "s3cr3t" not in str(caught.value)

@@ -148,12 +148,21 @@ def test_wrong_first_tries(name: str):
 
 def test_every_wrong_try_is_answered():
     """All of them are answered with something that exists; no right name is listed as a wrong one."""
-    from modelhub_sdk.registry import _SPELLINGS
+    from modelhub_sdk.registry import SPELLINGS
 
-    assert set(WRONG) <= set(_SPELLINGS)
-    for wrong, right in _SPELLINGS.items():
+    assert set(WRONG) <= set(SPELLINGS)
+    for wrong, right in SPELLINGS.items():
         assert not hasattr(hub.Registry, wrong)
         assert all(hasattr(hub.Registry, name) for name in re.findall(r"reg\.(\w+)", right)), right
+
+
+@pytest.mark.parametrize("name", ["register", "approve", "log_model", "snapshot_download"])
+def test_verbs_on_the_package(name: str):
+    """A verb that is looked for on the package is said to be one of a registry, or which one it is."""
+    with pytest.raises(AttributeError, match=r"hub\.open\(\).*reg\.\w+"):
+        getattr(hub, name)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'$"):
+        hub.nonsense  # noqa: B018
 
 
 def test_a_registry_is_opened():

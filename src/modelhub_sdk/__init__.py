@@ -183,10 +183,25 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"{__name__}.cache")
     home = _HOMES.get(name)
     if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{_advice(name)}")
     value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
     globals()[name] = value
     return value
+
+
+_OF_A_REGISTRY = (
+    "approve", "create_model", "download", "load_model", "log_model", "models", "pull", "push", "register",
+    "register_model", "reject", "search", "snapshot_download", "upload", "version", "versions",
+)  # fmt: skip
+
+
+def _advice(name: str) -> str:
+    """Return where a verb is that somebody looks for on the package."""
+    if name not in _OF_A_REGISTRY:
+        return ""
+    registry = importlib.import_module(f"{__name__}.registry")
+    found = registry.SPELLINGS.get(name, f"use reg.{name}(...).")
+    return f": verbs are those of a registry, reg = hub.open(); {found}"
 
 
 def __dir__() -> list[str]:

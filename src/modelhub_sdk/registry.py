@@ -1518,7 +1518,7 @@ class Registry(RegistryView):
             drain(core)
 
     def __getattr__(self, name: str) -> Any:
-        right = _SPELLINGS.get(name)
+        right = SPELLINGS.get(name)
         if right is not None:
             raise AttributeError(f"There is no {name}() here: {right}", name=name, obj=self)
         raise AttributeError(f"Registry has no attribute {name!r}.", name=name, obj=self)
@@ -1530,7 +1530,12 @@ def _is_dataset(ref: object) -> bool:
     )
 
 
-_SPELLINGS = {
+SPELLINGS = {
+    "push": 'use reg.register("name", files).',
+    "pull": 'use reg.resolve("model://name/latest", into="inputs").',
+    "snapshot_download": 'use reg.resolve("model://name/latest", into="inputs").',
+    "hf_hub_download": 'use reg.resolve("model://name/latest/model.bin").',
+    "list": "use reg.models() or reg.versions().",
     "log_model": 'use reg.register("name", "model.pkl", metrics={...}).',
     "register_model": 'use reg.register("name", "model.pkl").',
     "create_version": 'use reg.register("name", files).',
@@ -1561,3 +1566,4 @@ _SPELLINGS = {
     "log_metric": 'pass metrics={...} to reg.register, or use reg.add_evaluation("name/v1", {...}).',
     "history": 'use reg.audit("name").',
 }
+"""What people know by another name elsewhere."""

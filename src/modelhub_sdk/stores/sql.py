@@ -332,6 +332,23 @@ def _alive(conn: Any) -> bool:
         return False
 
 
+_SAID = (
+    "connection refused",
+    "timeout expired",
+    "could not translate host name",
+    "Name or service not known",
+    "does not exist",
+    "too many clients",
+    "remaining connection slots",
+    "no pg_hba.conf entry",
+    "server closed the connection",
+    "SSL",
+    "starting up",
+    "shutting down",
+)
+"""What PostgreSQL and its client say that explains a failure and quotes nothing."""
+
+
 class PostgresStore(SqlStore):
     """One schema of a PostgreSQL database.
 
@@ -413,9 +430,12 @@ class PostgresStore(SqlStore):
         if isinstance(error, (pg.InvalidPassword, pg.InvalidAuthorizationSpecification)):
             return CredentialsRefused(f"{place} refused the user name or the password.")
         if isinstance(error, self._psycopg.Error):
-            reason = type(error).__name__
-            if isinstance(error, self._psycopg.OperationalError) and "authentication failed" in str(error):
+            said = str(error)  # never shown whole: it may quote what was typed
+            if isinstance(error, self._psycopg.OperationalError) and "authentication failed" in said:
                 return CredentialsRefused(f"{place} refused the user name or the password.")
+            reason = next(
+                (phrase for phrase in _SAID if phrase.lower() in said.lower()), type(error).__name__
+            )
             return StoreUnavailable(
                 f"The database {place} did not answer as it should ({reason}).",
                 hint="Check that it is running and can be reached from here.",
