@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -34,8 +35,12 @@ def test_links(page: Path) -> None:
 def _signature(name: str) -> str:
     if isinstance(inspect.getattr_static(hub.Registry, name), property):
         return name
+    return _shown(name, list(inspect.signature(getattr(hub.Registry, name)).parameters.values())[1:])
+
+
+def _shown(name: str, parameters: Iterable[inspect.Parameter]) -> str:
     shown = []
-    for parameter in list(inspect.signature(getattr(hub.Registry, name)).parameters.values())[1:]:
+    for parameter in parameters:
         stars = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}.get(parameter.kind.name, "")
         optional = "=" if parameter.default is not parameter.empty else ""
         shown.append(stars + parameter.name + optional)
@@ -43,11 +48,16 @@ def _signature(name: str) -> str:
 
 
 def test_the_verbs_are_those_of_the_registry() -> None:
-    """The reference lists every public name of `Registry`, with the arguments that it has."""
+    """The reference lists every public name of `Registry` and of `hub.cache`, with the arguments that it has."""
     page = (ROOT / "docs/reference/verbs.md").read_text("utf-8")
     listed = set(re.findall(r"^\| `([^`]+)` \|", page, flags=re.MULTILINE))
     public = {name for name in dir(hub.Registry) if not name.startswith("_")} - {"open"}
-    assert listed == {_signature(name) for name in public}
+    of_cache = {
+        _shown(f"hub.cache.{name}", inspect.signature(getattr(hub.cache, name)).parameters.values())
+        for name in hub.cache.__all__
+        if name.islower()
+    }
+    assert listed == {_signature(name) for name in public} | of_cache
 
 
 def test_the_errors_are_those_of_the_library() -> None:
