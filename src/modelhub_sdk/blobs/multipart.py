@@ -1,4 +1,8 @@
-"""Large objects to S3 in parts, several at a time: visible when all have arrived and only if nobody was first."""
+"""Large objects to S3 in parts, several at a time: visible when all have arrived and only if nobody was first.
+
+The key is the digest of the bytes, so parts that an interrupted upload of a key left are parts of ours: the next one
+goes on with them, each compared with what would be sent.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,14 @@ from typing import Any
 
 from modelhub_sdk.blobs import disk
 from modelhub_sdk.blobs.disk import Progress, Reader
+from modelhub_sdk.blobs.driver import precondition
 from modelhub_sdk.blobs.room import SENDING
+from modelhub_sdk.errors import Conflict
 
 _PART = 5 << 20  # bytes; S3 takes no smaller parts, and 10,000 of them
 _PARTS = 9_000
 _AHEAD = 4  # parts of one object under way
+_RESUMED = 64 << 20  # bytes from which on an interrupted upload is worth going on with: parts are paid for
 _ABANDONED = 7 * 24 * 3600.0  # seconds after which nobody is at an upload any more
 
 Limit = Callable[[int], float]
@@ -39,23 +46,27 @@ def upload(
     """Send what *reader* gives, *size* bytes, as the object *key* of an s3fs driver, hashing on the way.
 
     *check* is called with the digest before the object becomes visible. With *create* it becomes visible only
-    if there is none. What was sent is thrown away after any error, Ctrl-C too. *limit* says how many
-    seconds so many bytes may take.
+    if there is none. What was sent of a large one stays after an error or Ctrl-C, for the next upload of this
+    key; otherwise it is thrown away. *limit* says how many seconds so many bytes may take.
     """
     bucket, name, _ = fs.split_path(key)
     target = {"Bucket": bucket, "Key": name}
-    upload_id = fs.call_s3("create_multipart_upload", **target, timeout=limit(0))["UploadId"]
+    large = size >= _RESUMED
+    upload_id, there = _left(fs, target) if large else (None, {})
+    if upload_id is None:
+        upload_id = fs.call_s3("create_multipart_upload", **target, timeout=limit(0))["UploadId"]
     target["UploadId"] = upload_id
-    under_way: list[tuple[Future[Any], int]] = []
-    parts: list[dict[str, Any]] = []
+    under_way: list[tuple[int, Future[Any], int]] = []
+    parts: dict[int, str] = {}
     part_size = max(_PART, -(-size // _PARTS))
     room = 2 * part_size  # the driver, and the allocator, keep some of it once more
     hasher = hashlib.sha256()
+    useful = large
 
     def landed() -> None:
-        future, count = under_way.pop(0)
+        number, future, count = under_way.pop(0)
         try:
-            parts.append({"PartNumber": len(parts) + 1, "ETag": future.result()["ETag"]})
+            parts[number] = future.result()["ETag"]
         finally:
             SENDING.give(room)
         if progress is not None:
@@ -72,29 +83,76 @@ def upload(
                 SENDING.give(room)
                 raise
             hasher.update(data)
-            if not data:
-                SENDING.give(room)
-                break
             number += 1
+            if not data or there.get(number) == _etag(data):
+                SENDING.give(room)
+                if not data:
+                    break
+                parts[number] = there[number]
+                if progress is not None:
+                    progress(len(data))
+                continue
             sent = fs._call_s3("upload_part", **target, PartNumber=number, Body=data)
             future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(sent, limit(len(data))), fs.loop)
-            under_way.append((future, len(data)))
+            under_way.append((number, future, len(data)))
             del data
         while under_way:
             landed()
         reader.finish()
+        useful = False  # of other bytes than these nobody goes on with them
         check("sha256:" + hasher.hexdigest())
+        listed = [{"PartNumber": n, "ETag": parts[n]} for n in sorted(parts)]
         match = {"IfNoneMatch": "*"} if create else {}
-        fs.call_s3(
-            "complete_multipart_upload", **target, MultipartUpload={"Parts": parts}, **match, timeout=limit(0)
-        )
+        try:
+            fs.call_s3(
+                "complete_multipart_upload",
+                **target,
+                MultipartUpload={"Parts": listed},
+                **match,
+                timeout=limit(0),
+            )
+        except Exception as exc:
+            useful = large and not (isinstance(exc, FileExistsError) or precondition(exc))
+            raise
         fs.invalidate_cache(key)
-    except BaseException:
-        for future, _ in under_way:
+    except BaseException as exc:
+        for _, future, _ in under_way:
             future.cancel()
             SENDING.give(room)
-        _aborted(fs, bucket, name, upload_id)
+        if not (useful and parts) or isinstance(exc, Conflict):
+            _aborted(fs, bucket, name, upload_id)
         raise
+
+
+def _left(fs: Any, target: dict[str, str]) -> tuple[str | None, dict[int, str]]:
+    """Return the id of the newest upload of this key that nobody finished, with the ETags of its parts by number.
+
+    Its process may be alive: both then send the same parts, and whoever comes second finds the object there.
+    """
+    try:
+        found = fs.call_s3(
+            "list_multipart_uploads", Bucket=target["Bucket"], Prefix=target["Key"], timeout=60
+        )
+        same = [one for one in found.get("Uploads") or () if one["Key"] == target["Key"]]
+        if not same:
+            return None, {}
+        upload_id = max(same, key=lambda one: one["Initiated"])["UploadId"]
+        parts: dict[int, str] = {}
+        place: dict[str, int] = {}
+        while True:
+            listed = fs.call_s3("list_parts", **target, UploadId=upload_id, **place, timeout=60)
+            parts |= {one["PartNumber"]: one["ETag"] for one in listed.get("Parts") or ()}
+            if not listed.get("IsTruncated"):
+                return upload_id, parts
+            place = {"PartNumberMarker": int(listed["NextPartNumberMarker"])}
+    except Exception as exc:  # noqa: BLE001  # whoever may not look begins anew
+        log.debug("cannot look for an unfinished upload: %s", type(exc).__name__)
+        return None, {}
+
+
+def _etag(data: bytes) -> str:
+    """Return the ETag of a part; where a store has another kind (encrypted by a key of its own) parts are sent again."""
+    return f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"'
 
 
 def _filled(reader: Reader, count: int) -> bytes:
