@@ -9,6 +9,7 @@ import resource
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -361,6 +362,35 @@ def test_a_home_folder_is_not_walked_through(model: Model, target: Path) -> None
         (target / str(n)).touch()
     with pytest.raises(Conflict, match="…"):
         model.into(target)
+
+
+def test_files_beside_the_target_that_only_look_like_ours_stay(model: Model, target: Path, look: Any) -> None:
+    """However old they are: what others name .model.….partial is theirs; our own leftovers go."""
+    target.mkdir(parents=True)
+    old = (time.time() - 3 * 86400,) * 2
+    theirs = [
+        ".model.tar.gz.partial",
+        ".model.backup.partial",
+        ".model.0123456789ab.1.abc.partial",
+        ".model.2.0123456789ab.1.abcdefabcdef.partial",  # of a target that is called model.2
+    ]
+    ours = [f".model.0123456789ab.1.abcdefabcdef{end}.partial" for end in ("", "-old")]
+    for name in theirs + ours:
+        (target.parent / name).mkdir()
+        (target.parent / name / "thesis.tex").write_bytes(b"mine")
+        os.utime(target.parent / name, old)
+    (target / ".modelhub-partial-mine").write_bytes(b"mine")
+    os.utime(target / ".modelhub-partial-mine", old)
+    model.into(target, overwrite=True)
+    assert siblings(target) == sorted([*theirs, "model"])
+    assert look(target)[".modelhub-partial-mine"] == b"mine"
+
+
+def test_a_long_name_leaves_room_for_ours_beside_it(model: Model, tmp_path: Path, look: Any) -> None:
+    """A name is cut by its bytes, between characters."""
+    target = tmp_path / ("\N{GRINNING FACE}" * 60)
+    model.into(target)
+    assert look(target) == ONE
 
 
 def test_many_place_into_one_folder(model: Model, target: Path, look: Any) -> None:

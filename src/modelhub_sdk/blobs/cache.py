@@ -818,7 +818,7 @@ class Cache:
         """
         locks = os.path.join(self._v1, "locks")
         count = disk.sweep(os.path.join(self._v1, "tmp"), older_than=older_than)
-        count += disk.sweep(os.path.join(self._v1, "records"), older_than=older_than, end=".partial")
+        count += disk.sweep(os.path.join(self._v1, "records"), older_than=older_than)
         count += disk.sweep(os.path.join(self._v1, "leases"), older_than=older_than)
         count += disk.sweep(os.path.join(self._v1, "bad"), older_than=0)
         count += self._sweep_partial(

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import os
 import queue
+import re
 import stat
 import sys
 import threading
@@ -274,25 +275,41 @@ def _where() -> str:
     return _home[0]
 
 
+_TEMPORARY = re.compile(
+    r"(?P<stem>.*)\.(?P<where>[0-9a-f]{12})\.(?P<pid>[0-9]{1,20})\.[0-9a-f]{12}(?:-old)?(?:\.partial)?",
+    re.DOTALL,
+)
+
+
 def temporary(stem: str = "") -> str:
     """Return a file name that no other process or thread uses and that tells who owns it."""
     return f"{stem}.{_where()}.{os.getpid()}.{uuid.uuid4().hex[:12]}"
+
+
+def is_temporary(name: str, stem: str) -> bool:
+    """Return whether *name* is what `temporary` made of *stem*, with or without ``-old`` and ``.partial``."""
+    match = _TEMPORARY.fullmatch(name)
+    return match is not None and match["stem"] == stem
 
 
 def is_left_over(name: str, modified: float, *, older_than: float | None = None) -> bool:
     """Return whether the temporary file *name*, last written at *modified*, has no living owner.
 
     With *older_than* (seconds) its age alone decides. Otherwise a dead process of this machine
-    leaves its files at once, and what other machines own is left over after a day.
+    leaves its files at once, and what other machines own is left over after a day. A name that
+    `temporary` did not make is nobody's leftover, however old it is.
     """
+    match = _TEMPORARY.fullmatch(name)
+    if match is None:
+        return False
     age = time.time() - modified
     if older_than is not None:
         return age >= older_than
-    parts = name.removesuffix(".partial").rsplit(".", 3)
-    if len(parts) == 4 and parts[1] == _where() and parts[2].isdigit() and int(parts[2]) != os.getpid():
+    pid = int(match["pid"])
+    if match["where"] == _where() and pid != os.getpid():
         try:
-            os.kill(int(parts[2]), 0)
-            if _is_zombie(int(parts[2])):
+            os.kill(pid, 0)
+            if _is_zombie(pid):
                 return True
         except ProcessLookupError:
             return True
@@ -310,16 +327,16 @@ def _is_zombie(pid: int) -> bool:
         return False
 
 
-def sweep(folder: Name, *, older_than: float | None = None, start: str = "", end: str = "") -> int:
+def sweep(folder: Name, *, older_than: float | None = None, stem: str | None = None) -> int:
     """Remove leftovers of killed writers from *folder*; return how many. Never raises OSError.
 
-    With *start* and *end* only names that begin and end so.
+    With *stem* only those that were made with it: in a folder of the user's, where others have their files.
     """
     count = 0
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             name = os.fsdecode(entry.name)
-            if not (name.startswith(start) and name.endswith(end)):
+            if stem is not None and not is_temporary(name, stem):
                 continue
             with contextlib.suppress(OSError):
                 info = entry.stat(follow_symlinks=False)

@@ -199,12 +199,21 @@ def _turn(record: Path) -> Iterator[None]:
 
 def _sweep(path: str) -> None:
     """Remove what killed processes left beside and inside *path*."""
-    disk.sweep(os.path.dirname(path), start=_beside(path) + ".", end=".partial")
-    disk.sweep(path, start=_STAGE, end=".partial")
+    disk.sweep(os.path.dirname(path), stem=_beside(path))
+    disk.sweep(path, stem=_STAGE)
 
 
 def _beside(path: str) -> str:
-    return "." + os.path.basename(path)[:60]
+    """Return the stem of our names beside *path*; with what `disk.temporary` adds it is no longer than a name may be."""
+    name = os.path.basename(path)[:60]
+    while len(os.fsencode(name)) > 60:
+        name = name[:-1]
+    return "." + name
+
+
+def _is_staged(name: str) -> bool:
+    """Return whether *name*, a path in the target, is or lies in what we stage there."""
+    return disk.is_temporary(name.partition("/")[0], _STAGE)
 
 
 class _Meanwhile(Exception):
@@ -295,7 +304,7 @@ def _survey(path: str, files: Sequence[File], record_at: Path | None) -> _Found:
     infos = listed or {}
     truncated = len(infos) >= limit
     infos.pop(RECORD, None)
-    infos = {name: info for name, info in infos.items() if not name.startswith(_STAGE)}
+    infos = {name: info for name, info in infos.items() if not _is_staged(name)}
     wanted = {file.path: file for file in files}
     states: dict[str, State] = {}
     for name, info in infos.items():
@@ -414,7 +423,7 @@ def _unchanged(folder: str, found: _Found) -> bool:
     return all(
         name in before and (info.st_ino, info.st_mtime_ns) == (before[name].st_ino, before[name].st_mtime_ns)
         for name, info in now.items()
-        if not name.startswith(_STAGE)
+        if not _is_staged(name)
     )
 
 
