@@ -6,6 +6,8 @@ makes us read or write elsewhere.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import stat
 import unicodedata
@@ -32,30 +34,54 @@ def listing(folder: str | os.PathLike[str], limit: int | None = None) -> dict[st
     Raises:
         StoreUnavailable: it cannot be read.
     """
-    top = os.fsencode(folder)
+    found = look(folder, limit)
+    return None if found is None else found[0]
+
+
+def look(
+    folder: str | os.PathLike[str], limit: int | None = None
+) -> tuple[dict[str, os.stat_result], set[str]] | None:
+    """Return what `listing` does, and the paths of the folders in *folder*.
+
+    A path in it may be longer than the system allows in one call: each folder is opened by itself.
+    """
     found: dict[str, os.stat_result] = {}
-    stack: list[tuple[bytes, str]] = [(top, "")]
+    folders: set[str] = set()
+    stack = [""]
     seen = 0
     with translated("look into", folder):
-        while stack:
-            at, prefix = stack.pop()
-            try:
-                entries = os.scandir(at)
-            except (FileNotFoundError, NotADirectoryError):
-                if at == top:
-                    return None
-                continue
-            with entries:
-                for entry in entries:
-                    seen += 1
-                    if limit is not None and seen > limit:
-                        return found
-                    path = prefix + disk.unraw(entry.name)
-                    if entry.is_dir(follow_symlinks=False):
-                        stack.append((entry.path, path + "/"))
-                    else:
-                        found[path] = entry.stat(follow_symlinks=False)
-    return found
+        try:
+            root = os.open(os.fsencode(folder), disk.DIRECTORY & ~getattr(os, "O_NOFOLLOW", 0))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            while stack:
+                at = stack.pop()
+                try:
+                    fd = descend(root, at, make=False)
+                except OSError as exc:
+                    if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # it was replaced meanwhile
+                        continue
+                    raise
+                try:
+                    with os.scandir(fd) as entries:
+                        for entry in entries:
+                            seen += 1
+                            if limit is not None and seen > limit:
+                                return found, folders
+                            name = disk.unraw(os.fsencode(entry.name))
+                            path = f"{at}/{name}" if at else name
+                            if entry.is_dir(follow_symlinks=False):
+                                stack.append(path)
+                                folders.add(path)
+                            else:
+                                with contextlib.suppress(FileNotFoundError):  # gone since
+                                    found[path] = entry.stat(follow_symlinks=False)
+                finally:
+                    os.close(fd)
+        finally:
+            os.close(root)
+    return found, folders
 
 
 def stage(
@@ -130,9 +156,8 @@ def descend(root: int, folder: str, *, make: bool) -> int:
                 else:
                     if os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode & 0o700 != 0o700:
                         os.chmod(name, 0o700, dir_fd=fd)
-            below = os.open(name, disk.DIRECTORY, dir_fd=fd)
-            os.close(fd)
-            fd = below
+            fd, above_it = os.open(name, disk.DIRECTORY, dir_fd=fd), fd
+            os.close(above_it)  # not before: whatever interrupts us, *fd* is closed once
     except BaseException:
         os.close(fd)
         raise
