@@ -117,7 +117,65 @@ def test_overwrite_replaces_what_is_in_the_way(churn: Registry, tmp_path: Path):
     assert tree(target) | {".modelhub.json": b""} == FILES | {"mine.txt": b"mine", ".modelhub.json": b""}
 
 
-@pytest.mark.parametrize("into", ["", "s3://bucket/x", "a\0b"])
+def test_several_things_in_one_folder(churn: Registry, tmp_path: Path):
+    """A model and its scaler, or two files of a version, share a folder; each goes on to its next version alone."""
+    churn.register("scaler", {"scaler.pkl": b"s"})
+    target = tmp_path / "in"
+    paths = [
+        churn.resolve(ref, into=target).path
+        for ref in ("model://churn/v1/config", "model://churn/v1/model.safetensors", "scaler/v1")
+    ]
+    assert all(Path(path).exists() for path in paths)
+    churn.resolve("churn/v2", into=target)
+    assert {k: v for k, v in tree(target).items() if k != ".modelhub.json"} == {
+        "model.safetensors": b"second",
+        "scaler.pkl": b"s",
+    }
+
+
+def test_the_working_directory_as_the_target(
+    churn: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """into="." fills the folder that we stand in, version after version."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    before = os.stat(".").st_ino
+    churn.resolve("model://churn/v1/model.safetensors", into=".")
+    churn.resolve("churn/v2", into=".")
+    assert os.stat(".").st_ino == before
+    assert Path("model.safetensors").read_bytes() == b"second"
+
+
+def test_a_cache_that_is_emptied_meanwhile(churn: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What was pruned between the fetch and the placing is fetched again."""
+    cache = churn._core.cache()
+    real, turns = type(cache).fetch_all, []
+
+    def losing(self: Any, files: Any, *args: Any, **kwargs: Any) -> Any:
+        found = real(self, files, *args, **kwargs)
+        turns.append(len(found))
+        if len(turns) == 1:
+            self.drop([files[0].digest])
+        return found
+
+    monkeypatch.setattr(type(cache), "fetch_all", losing)
+    churn.resolve("churn/v1", into=tmp_path / "in")
+    assert tree(tmp_path / "in") == FILES
+    assert len(turns) == 2
+
+
+def test_always_verified_means_in_the_target_too(churn: Registry, tmp_path: Path):
+    """With verify="always" wrong bytes in the target are replaced, though size and time tell nothing."""
+    churn.resolve("churn/v2", into=tmp_path / "in")
+    path = tmp_path / "in" / "model.safetensors"
+    info = path.stat()
+    path.write_bytes(b"seconD")
+    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+    churn.resolve("churn/v2", into=tmp_path / "in", verify="always")
+    assert path.read_bytes() == b"second"
+
+
+@pytest.mark.parametrize("into", ["", "s3://bucket/x", "a\0b", "\ud800x"])
 def test_targets_that_are_no_folders(churn: Registry, into: str):
     """An empty text, a URL, a NUL: InvalidName."""
     with pytest.raises(hub.InvalidName):

@@ -449,6 +449,8 @@ def _placed(
             overwrite=overwrite,
             records=cache.records,
             heal=None if store is None else heal,
+            source=pinned.version.uri,
+            verify=verify,
             watch=lambda total: bars.bar(total, f"{label} into {Path(target).name}", show=progress),
         ).path
 

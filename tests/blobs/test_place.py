@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import resource
 import stat
@@ -232,14 +233,146 @@ def test_relative_targets_and_the_current_folder(
     (tmp_path / "cwd2").mkdir()
     monkeypatch.chdir(tmp_path / "cwd2")
     model.into(".")
-    assert look(tmp_path / "cwd2") == ONE
+    found = look(tmp_path / "cwd2")
+    assert found.pop(RECORD)
+    assert found == ONE
 
 
-@pytest.mark.parametrize("bad", ["", "a\0b", "s3://bucket/x", "file:///x"])
+@pytest.mark.parametrize("below", [".", "notebooks"])
+def test_the_folder_that_we_work_in_is_not_replaced(
+    model: Model, target: Path, monkeypatch: pytest.MonkeyPatch, look: Any, below: str
+) -> None:
+    """Whoever stands in the target, or below it, stands there afterwards too, and sees the next version."""
+    model.into(target)
+    (target / below).mkdir(exist_ok=True)
+    monkeypatch.chdir(target / below)
+    model.into(target, model.two)
+    assert os.path.samefile(".", target / below)
+    found = look(target)
+    assert found.pop(RECORD)
+    assert found == (TWO if below == "." else TWO | {below: None})
+
+
+def test_a_replaced_folder_keeps_its_permissions(model: Model, target: Path) -> None:
+    """What the user made private, or set-group-id, is so after the next version, and in an empty folder too."""
+    target.mkdir(parents=True)
+    for mode, files in ((0o700, model.one), (0o2750, model.two), (0o555, model.one)):
+        os.chmod(target, mode)
+        inode = target.stat().st_ino
+        model.into(target, files)
+        assert target.stat().st_ino != inode
+        assert stat.S_IMODE(target.stat().st_mode) == mode
+    os.chmod(target, 0o755)
+
+
+def test_a_folder_of_another_user_is_not_replaced(
+    model: Model, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner would change: the files are put inside."""
+    model.into(target)
+    inode, other = target.stat().st_ino, os.geteuid() + 1
+    monkeypatch.setattr(os, "geteuid", lambda: other)
+    model.into(target, model.two)
+    assert target.stat().st_ino == inode
+    assert (target / "model.pkl").read_bytes() == b"two"
+
+
+def test_empty_folders_of_the_user_stay(model: Model, target: Path, look: Any) -> None:
+    """Folders without files that the user made inside are there after the next version."""
+    model.into(target)
+    (target / "logs" / "run1").mkdir(parents=True)
+    model.into(target, model.two)
+    found = look(target)
+    assert found.pop(RECORD)
+    assert found == TWO | {"logs": None, "logs/run1": None}
+
+
+def test_an_empty_folder_that_is_made_meanwhile_stays(model: Model, target: Path) -> None:
+    """Also one that appears while the files are staged."""
+    model.into(target)
+
+    def get(file: File) -> Path:
+        (target / "logs").mkdir(exist_ok=True)
+        return model.get(file)
+
+    into(target, model.two, get, records=model.cache.records)
+    assert (target / "logs").is_dir()
+    assert (target / "model.pkl").read_bytes() == b"two"
+
+
+@pytest.mark.parametrize("bad", ["", "a\0b", "s3://bucket/x", "file:///x", "\ud800x"])
 def test_odd_targets_are_refused(model: Model, bad: str) -> None:
-    """An empty path, a NUL, a URL: InvalidName."""
+    """An empty path, a NUL, a URL, no text: InvalidName."""
     with pytest.raises(InvalidName):
         model.into(bad)
+
+
+def test_the_cache_is_no_target(model: Model) -> None:
+    """Nothing is placed into what the cache itself writes and removes."""
+    for inside in ("v1", "v1/blobs", "v1/tmp/x"):
+        with pytest.raises(InvalidName, match="cache"):
+            model.into(Path(model.cache.path, inside))
+
+
+def test_a_working_directory_that_is_gone_is_typed(
+    model: Model, tmp_path: Path, target: Path, look: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a deleted working directory a relative target is StoreUnavailable; an absolute one works."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(StoreUnavailable, match="absolute"):
+        model.into("in")
+    model.into(target)
+    model.into(target, model.two)
+    assert look(target) == TWO
+
+
+def test_an_unusable_target_is_told_before_anything_is_fetched(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below a file, below /proc, with a name that is too long, without permission: typed, and no folder is left."""
+    (tmp_path / "file").write_bytes(b"x")
+    bad = [
+        tmp_path / "file" / "x" / "y",
+        tmp_path / "new" / ("n" * 300),
+        tmp_path / "new" / ("n" * 300) / "x",
+    ]
+    bad += [Path("/proc/x")] if sys.platform.startswith("linux") else []
+    for target in bad:
+        with pytest.raises(StoreUnavailable, match="folder|look at"):
+            model.into(target, before=lambda files: pytest.fail("it was fetched in vain"))
+        assert not (tmp_path / "new").exists()
+    real = os.mkdir
+
+    def mkdir(path: Any, *args: Any, **kwargs: Any) -> None:
+        if ".partial" in os.fsdecode(path):
+            raise PermissionError(errno.EACCES, "")
+        real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    (tmp_path / "in").mkdir()
+    for target in (tmp_path / "in", tmp_path / "new" / "in"):
+        with pytest.raises(StoreUnavailable, match="permissions"):
+            model.into(target, before=lambda files: pytest.fail("it was fetched in vain"))
+    assert not (tmp_path / "new").exists()
+    assert os.listdir(tmp_path / "in") == []
+
+
+def test_paths_longer_than_the_system_allows(model: Model, tmp_path: Path) -> None:
+    """Target and path in it are longer than PATH_MAX together: it is placed, seen to be right, and replaced."""
+    inner = "/".join(["s" * 200] * 4) + "/f.bin"
+    one, two = (model.store.put_all([from_bytes(data, inner)]) for data in (b"1", b"2"))
+    target = tmp_path
+    while len(str(target)) < 3400:
+        target /= "t" * 200
+    try:
+        assert model.into(target, one)
+        assert not model.into(target, one)
+        assert model.into(target, two)
+        assert not model.into(target, two, verify="always")
+    finally:
+        subprocess.run(["rm", "-rf", tmp_path / ("t" * 200)], check=True)
 
 
 def test_an_unknown_link_is_refused(model: Model, target: Path) -> None:
@@ -362,6 +495,292 @@ def test_a_home_folder_is_not_walked_through(model: Model, target: Path) -> None
         (target / str(n)).touch()
     with pytest.raises(Conflict, match="…"):
         model.into(target)
+
+
+# --- several things in one folder
+
+V1, V2, OTHER = "model://churn/v1", "model://churn/v2", "model://scaler/v1"
+
+
+def files_of(model: Model, **content: bytes) -> tuple[File, ...]:
+    return model.store.put_all([from_bytes(data, name) for name, data in content.items()])
+
+
+def test_another_thing_in_the_same_folder_stays(model: Model, target: Path, look: Any) -> None:
+    """A model and its scaler in one folder: each goes to its next version by itself."""
+    model.into(target, files_of(model, a=b"1", b=b"1", lic=b"L"), source=V1)
+    model.into(target, files_of(model, s=b"s", lic=b"L"), source=OTHER)
+    found = look(target)
+    assert found.pop(RECORD)
+    assert found == {"a": b"1", "b": b"1", "lic": b"L", "s": b"s"}
+    model.into(target, files_of(model, a=b"2"), source=V2)
+    found = look(target)
+    found.pop(RECORD)
+    assert found == {"a": b"2", "s": b"s", "lic": b"L"}
+    model.into(target, files_of(model, s=b"t"), source="model://scaler/v2")
+    found = look(target)
+    found.pop(RECORD)
+    assert found == {"a": b"2", "s": b"t"}
+
+
+def test_files_of_one_version_one_after_the_other(model: Model, target: Path, look: Any) -> None:
+    """What was placed of the same version before stays; the next version takes all of it away."""
+    one = files_of(model, a=b"1", b=b"1")
+    model.into(target, one[:1], source=V1)
+    model.into(target, one[1:], source=V1)
+    assert not model.into(target, one, source=V1)
+    model.into(target, files_of(model, c=b"2"), source=V2)
+    found = look(target)
+    found.pop(RECORD, None)
+    assert found == {"c": b"2"}
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_file_that_is_right_already_belongs_to_both(
+    model: Model, target: Path, look: Any, inside: bool
+) -> None:
+    """A file that another version or thing needs as well is not taken away as if it were the first one's alone."""
+    if inside:
+        model.into(target, files_of(model, x=b"x"), source="model://x/v1")
+    model.into(target, files_of(model, a=b"1", b=b"1"), source=V1)
+    assert not model.into(target, files_of(model, a=b"1"), source=OTHER)
+    assert not model.into(target, files_of(model, a=b"1"), source=OTHER)
+    model.into(target, files_of(model, c=b"2"), source=V2)
+    found = look(target)
+    assert found["a"] == b"1"
+    assert "b" not in found
+
+
+def test_a_file_of_two_things_goes_with_the_last_of_them(model: Model, target: Path, look: Any) -> None:
+    """What both need stays until neither does, also when the folder was replaced as a whole meanwhile."""
+    model.into(target, files_of(model, lic=b"L"), source=OTHER)
+    model.into(target, files_of(model, a=b"1", lic=b"L"), source=V1)
+    assert look(target) == {"a": b"1", "lic": b"L"}
+    model.into(target, files_of(model, a=b"2"), source=V2)
+    assert look(target)["lic"] == b"L"
+    model.into(target, files_of(model, b=b"2"), source="model://scaler/v2")
+    found = look(target)
+    found.pop(RECORD)
+    assert found == {"a": b"2", "b": b"2"}
+
+
+def test_two_things_that_want_the_same_name(model: Model, target: Path, look: Any) -> None:
+    """The second is refused by name, also where the record would let the first be replaced; overwrite replaces it."""
+    model.into(target, files_of(model, a=b"1", b=b"1"), source=V1)
+    for known in (None, lambda path: {file.digest for file in files_of(model, a=b"1")}):
+        with pytest.raises(Conflict, match="'a'"):
+            model.into(target, files_of(model, a=b"s"), source=OTHER, known=known)
+    model.into(target, files_of(model, a=b"s"), source=OTHER, overwrite=True)
+    found = look(target)
+    assert found.pop(RECORD)
+    assert found == {"a": b"s", "b": b"1"}
+
+
+def test_data_have_no_versions(model: Model, target: Path, look: Any) -> None:
+    """Two data in one folder both stay; of one name, the later replaces the earlier."""
+    model.into(target, files_of(model, a=b"1"), source="datum://1")
+    model.into(target, files_of(model, b=b"1"), source="datum://2")
+    model.into(target, files_of(model, a=b"2"), source="datum://3")
+    found = look(target)
+    assert found.pop(RECORD)
+    assert found == {"a": b"2", "b": b"1"}
+
+
+def test_records_without_sources_are_read(model: Model, target: Path, look: Any) -> None:
+    """What an earlier release placed, which noted no sources, is replaced by any version."""
+    model.into(target, source=V1)
+    (record,) = model.cache.records.glob("*.json")
+    body = json.loads(record.read_bytes())
+    assert set(body.pop("sources")) == {"empty", "model.pkl", "weights/w.bin"}
+    record.write_text(json.dumps(body))
+    model.into(target, model.two, source=V2)
+    assert look(target) == TWO
+    model.into(target, model.one)
+    assert look(target) == ONE
+
+
+# --- without a record
+
+
+def test_what_the_registry_knows_is_replaced_without_a_record(
+    model: Model, target: Path, tmp_path: Path, look: Any
+) -> None:
+    """A new cache, the folder of before: files of an earlier version are replaced, and those of nobody are not."""
+    versions = {file.path: {file.digest} for file in (*model.two, *model.one)}
+    model.into(target)
+    with pytest.raises(Conflict):
+        model.into(target, model.two, records=tmp_path / "new" / "records")
+    asked: list[str] = []
+
+    def known(path: str) -> set[str]:
+        asked.append(path)
+        return versions.get(path, set())
+
+    assert not model.into(target, records=tmp_path / "new" / "records", known=known)
+    assert asked == []
+    (target / "notes").write_bytes(b"mine")
+    with pytest.raises(Conflict) as caught:
+        model.into(target, model.two, records=tmp_path / "new" / "records", known=known)
+    assert "notes" in str(caught.value)
+    assert "model.pkl" not in str(caught.value)
+    (target / "empty").write_bytes(b"edited")
+    with pytest.raises(Conflict, match="empty"):
+        model.into(target, model.two, records=tmp_path / "new" / "records", known=known)
+    (target / "empty").write_bytes(b"")
+    model.into(target, model.two, records=tmp_path / "new" / "records", known=known, overwrite=True)
+    found = look(target)
+    assert found.pop(RECORD)
+    assert found == TWO | {"notes": b"mine"}
+
+
+def test_always_verified_means_in_the_target_too(model: Model, target: Path, look: Any) -> None:
+    """With verify="always" bytes that changed while size and mtime did not are replaced."""
+    model.into(target)
+    info = (target / "model.pkl").stat()
+    (target / "model.pkl").write_bytes(b"bad")
+    os.utime(target / "model.pkl", ns=(info.st_atime_ns, info.st_mtime_ns))
+    assert not model.into(target)
+    assert model.into(target, verify="always")
+    assert look(target) == ONE
+    assert not model.into(target, verify="always")
+    with pytest.raises(InvalidName, match="verify"):
+        model.into(target, verify="sometimes")
+
+
+# --- a cache that loses what was fetched
+
+
+@pytest.mark.parametrize("how", ["auto", "copy", "hard"])
+def test_a_source_that_vanished_is_fetched_again(model: Model, target: Path, look: Any, how: str) -> None:
+    """A file that was pruned between the fetch and the placing is fetched once more; for ever, and it is an error."""
+    paths: dict[str, Path] = {}
+    turns: list[int] = []
+    losses = 1
+
+    def before(files: Any) -> None:
+        turns.append(len(files))
+        paths.update((file.digest, model.get(file)) for file in files)
+        if len(turns) <= losses:
+            model.cache.drop([files[0].digest])
+
+    def get(file: File) -> Path:
+        return paths[file.digest]
+
+    assert into(target, model.one, get, link=how, before=before).changed
+    assert look(target) == ONE
+    assert turns == [3, 3]
+    losses = 100
+    with pytest.raises(StoreUnavailable) as caught:
+        into(target, model.two, get, link=how, before=before, overwrite=True)
+    assert caught.value.errno == errno.ENOENT
+    assert look(target) == ONE
+    with pytest.raises(StoreUnavailable):
+        into(target, model.two, get, link=how, overwrite=True)
+
+
+# --- others at work
+
+
+@pytest.fixture
+def held(model: Model, target: Path) -> Iterator[Path]:
+    """Yield the staging folder of another process that places into the target, and is stopped."""
+    model.into(target)
+    (record,) = model.cache.records.glob("*.json")
+    staged = target.parent / (disk.temporary(".model") + ".partial")
+    staged.mkdir()
+    fd = os.open(f"{record}.lock", disk.LOCK, 0o600)
+    assert disk.try_lock(fd)
+    yield staged
+    os.close(fd)
+
+
+def test_a_placer_that_hangs_is_not_waited_for(
+    model: Model, target: Path, held: Path, look: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """Whoever finds the folder right does not wait at all; others go on when nothing happens for a while."""
+    monkeypatch.setattr(place, "_STALLED", 60.0)
+    assert not model.into(target)
+    monkeypatch.setattr(place, "_STALLED", 0.05)
+    caplog.set_level("INFO")
+    assert model.into(target, model.two)
+    assert look(target) == TWO
+    assert "not waited for" in caplog.text
+    assert held.exists()
+
+
+def test_a_placer_that_gets_on_is_waited_for(
+    model: Model, target: Path, held: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as its files grow, its turn lasts."""
+    monkeypatch.setattr(place, "_STALLED", 0.2)
+    real, naps = time.sleep, 0
+
+    def sleep(seconds: float) -> None:
+        nonlocal naps
+        naps += 1
+        if naps < 40:
+            with open(held / "w.bin", "ab") as file:
+                file.write(b"x")
+        real(min(seconds, 0.02))
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    assert model.into(target, model.two)
+    assert naps >= 40
+
+
+def test_records_of_folders_that_are_gone_are_forgotten(model: Model, tmp_path: Path, look: Any) -> None:
+    """After a week, or when the cache is cleared; those of folders that are there stay."""
+    for name in ("a", "b"):
+        model.into(tmp_path / name)
+        (tmp_path / name).rename(tmp_path / f"{name}-moved")
+    model.into(tmp_path / "c")
+    model.cache.sweep()
+    assert len(list(model.cache.records.iterdir())) == 3  # the locks are gone
+    for record in model.cache.records.glob("*.json"):
+        if json.loads(record.read_bytes())["target"] != str(tmp_path / "b"):
+            os.utime(record, (time.time() - 8 * 86400,) * 2)
+    model.cache.sweep()
+    assert len(list(model.cache.records.iterdir())) == 2
+    model.cache.clear()
+    assert len(list(model.cache.records.iterdir())) == 1
+    assert model.into(tmp_path / "c", model.two)
+    assert look(tmp_path / "c") == TWO
+
+
+def test_ctrl_c_between_two_moves_leaves_no_mixture(
+    model: Model, target: Path, look: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where files are moved one by one, an interruption is raised before the first or after the last of them."""
+    monkeypatch.setattr(place, "_replaceable", lambda path: False)
+    target.mkdir(parents=True)
+    real = os.replace
+    interrupted = 0
+    for stop in range(1, 40):
+        model.into(target)
+        count = 0
+
+        def replace(source: Any, to: Any, stop: int = stop, **kwargs: Any) -> None:
+            nonlocal count
+            count += 1
+            if count == stop // 2 + 1 and stop % 2:
+                raise KeyboardInterrupt
+            real(source, to, **kwargs)
+            if count == stop // 2 + 1:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", replace)
+            try:
+                model.into(target, model.two, records=None)
+            except KeyboardInterrupt:
+                interrupted += 1
+            else:
+                break
+        found = look(target)
+        found.pop(RECORD)
+        assert found in (ONE, TWO)
+        assert not [name for name in os.listdir(target) if name.endswith(".partial")]
+    assert interrupted >= 6
 
 
 def test_files_beside_the_target_that_only_look_like_ours_stay(model: Model, target: Path, look: Any) -> None:

@@ -33,7 +33,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from modelhub_sdk.blobs import disk, staging
+from modelhub_sdk.blobs import disk, place, staging
 from modelhub_sdk.blobs.disk import Progress, translated
 from modelhub_sdk.blobs.parallel import THREADS, each
 from modelhub_sdk.blobs.store import BlobStore
@@ -776,6 +776,7 @@ class Cache:
     def clear(self) -> int:
         """Remove everything that is cached and return the bytes freed; what is being linked stays."""
         freed = self.prune(0)
+        place.forget(self.records, age=0)
         leased = self._leased()
         if not leased:
             for name in _names(os.path.join(self._v1, "folders")):
@@ -819,6 +820,7 @@ class Cache:
         locks = os.path.join(self._v1, "locks")
         count = disk.sweep(os.path.join(self._v1, "tmp"), older_than=older_than)
         count += disk.sweep(os.path.join(self._v1, "records"), older_than=older_than)
+        count += place.forget(self.records)
         count += disk.sweep(os.path.join(self._v1, "leases"), older_than=older_than)
         count += disk.sweep(os.path.join(self._v1, "bad"), older_than=0)
         count += self._sweep_partial(
