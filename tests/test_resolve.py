@@ -263,6 +263,34 @@ def test_names_with_special_letters(reg: Registry):
     assert reg.resolve("m/v1", files="cafe\u0301.txt").files == ("caf\u00e9.txt",)
 
 
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("kind", ["model", "dataset"])
+def test_a_folder_outlives_the_cache(kind: str, many: bool, tmp_path: Path):
+    """On a volume that a new pod finds, what an old one placed is replaced: the registry knows those bytes."""
+    more = {f"part/{n}": b"%d" % n for n in range(1001)} if many else {}
+    target = tmp_path / "volume"
+    with hub.open(f"sqlite:///{tmp_path}/r.db", cache_dir=tmp_path / "pod1") as reg:
+        for number, files in enumerate(
+            ({"shard-1": b"1", "shard-2": b"1b", "config": b"v1"} | more, {"model": b"2", "config": b"v2"}), 1
+        ):
+            if kind == "model":
+                reg.register("churn", files)
+            else:
+                reg.create_dataset_version(f"churn/v{number}", files)
+        reg.resolve(f"{kind}://churn/v1", into=target)
+    with hub.open(f"sqlite:///{tmp_path}/r.db", cache_dir=tmp_path / "pod2") as reg:
+        reg.resolve(f"{kind}://churn/v2", into=target)
+        assert {p: c for p, c in tree(target).items() if p != ".modelhub.json"} == {
+            "model": b"2",
+            "config": b"v2",
+        }
+    (target / "config").write_bytes(b"mine")
+    with hub.open(f"sqlite:///{tmp_path}/r.db", cache_dir=tmp_path / "pod3") as reg:
+        with pytest.raises(hub.Conflict, match="config"):
+            reg.resolve(f"{kind}://churn/v1", into=target)
+        assert (target / "config").read_bytes() == b"mine"
+
+
 def test_patterns_begin_where_the_path_ends(churn: Registry):
     """Below a folder that the URI names, patterns are of what is below it."""
     got = churn.resolve("model://churn/v1/config", files="deep/*")

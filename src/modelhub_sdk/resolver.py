@@ -7,6 +7,7 @@ without the store, and a moving name does for as long as the caller allows.
 from __future__ import annotations
 
 import fnmatch
+import functools
 import glob
 import hashlib
 import json
@@ -17,7 +18,7 @@ import threading
 import time
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -449,10 +450,39 @@ def _placed(
             overwrite=overwrite,
             records=cache.records,
             heal=None if store is None else heal,
+            known=_held(core, pinned.version),
             source=pinned.version.uri,
             verify=verify,
             watch=lambda total: bars.bar(total, f"{label} into {Path(target).name}", show=progress),
         ).path
+
+
+def _held(core: Core, version: ModelVersion | DatasetVersion | Datum) -> Callable[[str], Collection[str]]:
+    """Return what tells which digests a path has in any version of the same thing: nothing is lost with such a file.
+
+    Asked only where a folder holds files that nobody here is known to have placed.
+    """
+
+    @functools.cache
+    def digests() -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        with suppress(ModelHubError), core.view() as view:
+            if isinstance(version, ModelVersion):
+                name = subject = version.model
+                documents = view.documents()
+            elif isinstance(version, DatasetVersion):
+                name, subject = version.dataset, data.subject(version.dataset)
+                documents = data.documents(view)
+            else:
+                return found
+            for path, digest in view.paths(subject):
+                found.setdefault(path, set()).add(digest)
+            for _, number, document in [one for one in documents if one[0] == name]:
+                for file in core.manifest(document, f"version {number} of {name}"):
+                    found.setdefault(file.path, set()).add(file.digest)
+        return found
+
+    return lambda path: digests().get(path, ())
 
 
 def _size(files: Sequence[File]) -> int:

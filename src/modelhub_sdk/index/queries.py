@@ -451,6 +451,11 @@ class View:
         )
         return [(row[0], row[1]) for row in rows]
 
+    def paths(self, subject: str) -> list[tuple[str, str]]:
+        """Return (path, digest) of the files of all versions of a model or dataset (those that stand in the index)."""
+        rows = self.sql.all("SELECT DISTINCT path, digest FROM @file WHERE model = ?", subject)
+        return [(row[0], row[1]) for row in rows]
+
     def documents(self) -> list[tuple[str, int, str]]:
         """Return (model, number, document) of the versions whose files stand in a document."""
         rows = self.sql.all(
