@@ -22,6 +22,7 @@ def info(*, cache_dir: _Folder = None) -> CacheInfo:
 
     Raises:
         InvalidName: *cache_dir* or a variable of the environment names no folder, or no size.
+        StoreUnavailable: the cache cannot be read.
     """
     return Cache(cache_dir).info()
 
@@ -38,8 +39,8 @@ def prune(max_size: int | str | None = None, *, cache_dir: _Folder = None) -> in
         cache_dir: another cache than the default one.
 
     Raises:
-        InvalidName: *max_size* is no size.
-        StoreUnavailable: the cache cannot be written.
+        InvalidName: *max_size* is no size, or as `info`.
+        StoreUnavailable: the cache cannot be read or written.
     """
     return Cache(cache_dir).prune(None if max_size is None else parse_size(max_size))
 
@@ -47,7 +48,12 @@ def prune(max_size: int | str | None = None, *, cache_dir: _Folder = None) -> in
 def verify(*, cache_dir: _Folder = None, progress: bool | None = None) -> tuple[str, ...]:
     """Read every cached file; remove those whose bytes are wrong, and return their digests.
 
-    Shows a bar when a person is watching, or as *progress* says.
+    On a disk without hard links folders are copies, and are read too; of a wrong one the digest is that of its
+    manifest, which is the digest of a version. Shows a bar when a person is watching, or as *progress* says.
+
+    Raises:
+        InvalidName: as `info`.
+        StoreUnavailable: something could not be read. It stays; all else was looked at, and what was wrong is removed.
     """
     cache = Cache(cache_dir)
     with bars.bar(cache.info().size, "verifying the cache", show=progress) as step:
@@ -58,6 +64,7 @@ def clear(*, cache_dir: _Folder = None) -> int:
     """Remove everything that is cached, but what is being linked just now; return the bytes freed.
 
     Raises:
-        StoreUnavailable: the cache cannot be written.
+        InvalidName: as `info`.
+        StoreUnavailable: the cache cannot be read or written.
     """
     return Cache(cache_dir).clear()

@@ -93,6 +93,13 @@ def test_the_setting_wins_over_the_home(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert locate(tmp_path / "y") == str(tmp_path / "y")
 
 
+@pytest.mark.parametrize("value", [5, b"/tmp/x", "/tmp/\ud800", 1.5, ["/tmp"]])
+def test_what_is_no_path_is_refused(value: Any) -> None:
+    """What cannot name a folder is an error of ours that names the parameter."""
+    with pytest.raises(InvalidName, match="cache_dir"):
+        Cache(value)
+
+
 @pytest.mark.parametrize("value", ["", "relative/dir", ".", "./x"])
 def test_a_bad_setting_is_named(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     """Empty and relative values are refused, and the message names the setting."""
@@ -158,12 +165,136 @@ def test_a_file_is_fetched_once(cache: Cache, store: Counting, files: tuple[File
     assert unfinished(cache) == []
 
 
-def test_the_cache_is_private(cache: Cache, store: Counting, files: tuple[File, ...]) -> None:
-    """Folders are for their owner only, and bytes are read-only."""
+def test_a_cache_in_a_default_place_is_private(store: Counting, files: tuple[File, ...]) -> None:
+    """Where nobody named it its folders are for their owner only, and bytes are read-only."""
+    cache = Cache()
     path = cache.fetch(files[0], store)
     assert stat.S_IMODE(path.stat().st_mode) & 0o222 == 0
-    for folder in (path.parent, path.parent.parent, Path(cache.path, "v1", "tmp")):
+    for folder in (path.parent, path.parent.parent, Path(cache.path), Path(cache.path, "v1", "tmp")):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(os.stat(f"{path}.note").st_mode) == 0o600
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o000])
+@pytest.mark.parametrize(
+    ("top", "inside"),
+    [(None, None), (0o755, 0o755), (0o700, 0o700), (0o2770, 0o2770), (0o777, 0o777), (0o1777, 0o1777)],
+)
+def test_a_named_cache_is_as_open_as_its_folder(
+    tmp_path: Path, store: Counting, files: tuple[File, ...], top: int | None, inside: int | None, umask: int
+) -> None:
+    """The permissions of a folder that exists go on to all in it; one that we make is nobody else's to write to."""
+    place = tmp_path / "named"
+    if top is not None:
+        place.mkdir()
+        place.chmod(top)
+    before = os.umask(umask)
+    try:
+        cache = Cache(place)
+        folder = cache.folder(files, store)
+        cache.keep(place / "pins" / "x", b"{}")
+    finally:
+        os.umask(before)
+    wanted = 0o755 & ~umask if inside is None else inside
+    path = cache.get(files[0].digest)
+    for at in (
+        place,
+        path.parent,
+        folder.parent,
+        place / "v1" / "tmp",
+        place / "v1" / "whole",
+        place / "pins",
+    ):
+        assert stat.S_IMODE(at.stat().st_mode) == wanted, at
+    for note in (Path(f"{path}.note"), place / "v1" / "whole" / folder.name, place / "pins" / "x"):
+        assert stat.S_IMODE(note.stat().st_mode) == wanted & 0o666, note
+    assert stat.S_IMODE(path.stat().st_mode) == 0o444
+
+
+def test_a_cache_that_cannot_be_read_says_so(
+    tmp_path: Path, store: Counting, files: tuple[File, ...], as_nobody: Callable[..., Any]
+) -> None:
+    """Whoever may not look into a cache is told that, and not that it is empty or cannot be written."""
+    if os.geteuid() != 0:
+        pytest.skip("needs another user")
+    place = tmp_path / "closed"
+    place.mkdir(mode=0o700)
+    Cache(place).folder(files, store)
+    for at in (store.root, place.parent):
+        for folder, _, _ in os.walk(at):
+            if str(place) not in folder:
+                os.chmod(folder, 0o755)
+    for work in (
+        lambda: Cache(place).folder(files, store),
+        lambda: Cache(place).cached_folder(files),
+        lambda: Cache(place).info(),
+        lambda: Cache(place).verify(),
+        lambda: Cache(place).prune(0),
+    ):
+        with pytest.raises(StoreUnavailable, match=r"cannot be read.*MODELHUB_CACHE_DIR"):
+            as_nobody(work)
+
+
+def _temporary(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let there be no home, and *folder* for temporary files; return where the cache of this user is then."""
+    import tempfile
+
+    folder.mkdir(mode=0o1777, exist_ok=True)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "/nonexistent")
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder / f"modelhub-{os.geteuid()}"
+
+
+def _plant(place: Path, how: str) -> None:
+    if how == "link":
+        (place.parent / "other").mkdir()
+        place.symlink_to("other")
+    elif how == "file":
+        place.write_bytes(b"")
+    else:
+        place.mkdir()
+        place.chmod({"writable": 0o757, "for the group": 0o770}.get(how, 0o700))
+        if how == "of another user":
+            if os.geteuid() != 0:
+                pytest.skip("needs root")
+            os.chown(place, 12345, 12345)
+
+
+PLANTED = ["link", "file", "writable", "for the group", "of another user"]
+
+
+@pytest.mark.parametrize("how", PLANTED)
+def test_what_others_made_among_temporary_folders_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Where anybody can make a folder of our name, one that is not this user's alone is never believed."""
+    place = _temporary(tmp_path / "tmp", monkeypatch)
+    _plant(place, how)
+    with pytest.raises(StoreUnavailable, match=r"owner .*MODELHUB_CACHE_DIR") as caught:
+        Cache()
+    assert str(place) in str(caught.value)
+
+
+def test_a_planted_blob_is_not_handed_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Counting, files: tuple[File, ...]
+) -> None:
+    """The folder is ours from the first look on; one that came in its place later is refused, with all in it."""
+    place = _temporary(tmp_path / "tmp", monkeypatch)
+    cache = Cache()
+    assert stat.S_IMODE(place.stat().st_mode) == 0o700
+    cache.folder(files, store)
+    shutil.copytree(place, tmp_path / "evil")
+    shutil.rmtree(place)
+    assert cache.folder(files, store).is_dir()
+    shutil.rmtree(place)
+    (tmp_path / "evil").rename(place)
+    place.chmod(0o777)
+    for work in (cache.folder, cache.fetch_all):
+        with pytest.raises(StoreUnavailable, match="not trusted"):
+            work(files, store)
+    with pytest.raises(StoreUnavailable, match="not trusted"):
+        cache.cached_folder(files)
 
 
 def corrupt(path: Path, how: str, rng: random.Random) -> None:
@@ -276,6 +407,67 @@ def test_notes_can_be_torn(cache: Cache, store: Counting, files: tuple[File, ...
     assert len(store.fetched) == 1
 
 
+def _unreadable(monkeypatch: pytest.MonkeyPatch, part: str, number: int) -> None:
+    """Let each opening of a file below *part* fail."""
+    real = os.open
+
+    def flaky(path: Any, *args: Any, **kwargs: Any) -> int:
+        if f"/v1/{part}/" in os.fsdecode(path) and not os.fsdecode(path).endswith(".note"):
+            raise OSError(number, os.strerror(number))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", flaky)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ESTALE])
+def test_what_cannot_be_read_just_now_stays(
+    cache: Cache, store: Counting, files: tuple[File, ...], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """An error of reading says nothing about bytes: none are handed out, none are removed, and verify tells of it."""
+    path = cache.fetch(files[0], store)
+    wrong = cache.fetch(files[1], store)
+    os.chmod(wrong, 0o644)
+    wrong.write_bytes(b"x")
+    with monkeypatch.context() as patch:
+        _unreadable(patch, f"blobs/{files[0].digest[7:9]}", number)
+        os.unlink(f"{path}.note")
+        assert Cache(cache.path).get(files[0].digest, 5000) is None
+        with pytest.raises(StoreUnavailable, match=r"1 entries .* stay; ") as caught:
+            cache.verify()
+        assert caught.value.errno == number
+    assert Cache(cache.path).get(files[0].digest, 5000) == path
+    assert len(store.fetched) == 2
+
+
+def test_a_copy_that_cannot_be_read_just_now_stays(
+    cache: Cache, store: Counting, files: tuple[File, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder on a disk without hard links is not made anew because its disk stumbled."""
+    monkeypatch.setattr(os, "link", _no_links)
+    folder = cache.folder(files, store)
+    inode = folder.stat().st_ino
+    shutil.rmtree(Path(cache.path, "v1", "whole"))
+    with monkeypatch.context() as patch:
+        _unreadable(patch, "folders", errno.EIO)
+        for work in (lambda: cache.folder(files, store), cache.verify):
+            with pytest.raises(StoreUnavailable):
+                work()
+    assert cache.folder(files, store).stat().st_ino == inode
+
+
+def test_a_store_that_refuses_is_no_cache_that_cannot_be_written(
+    cache: Cache, store: Counting, files: tuple[File, ...]
+) -> None:
+    """EACCES of the artifact store is its own error; later files still go to this cache."""
+    cache.fetch(files[0], store)
+    for work in (cache.fetch_all, cache.folder):
+        store.fail = [StoreUnavailable("Cannot read the blob.", errno=errno.EACCES)]
+        with pytest.raises(StoreUnavailable, match="blob"):
+            work(files[1:2], store)
+    (path,) = cache.fetch_all(files[1:2], store).values()
+    assert path.is_relative_to(cache.path)
+
+
 def test_wrong_bytes_from_the_store_are_not_kept(
     cache: Cache, store: Counting, files: tuple[File, ...]
 ) -> None:
@@ -321,6 +513,7 @@ def test_a_full_disk_is_typed(small_disk: Path, store: Counting) -> None:
     with pytest.raises(StoreUnavailable) as caught:
         cache.fetch(big, store)
     assert caught.value.errno == errno.ENOSPC
+    assert str(cache.path) in str(caught.value)
     assert unfinished(cache) == []
     assert cache.fetch(small, store).read_bytes() == b"abc"
 
@@ -509,6 +702,47 @@ def test_a_hanging_holder_is_not_waited_for(
         assert cache.fetch(files[0], store).read_bytes() == pattern(5000)
 
 
+def test_a_sign_of_life_is_progress(
+    cache: Cache, store: Counting, files: tuple[File, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who hashes what had come before writes nothing for long, and is waited for as its file's time tells of it."""
+    import fcntl
+
+    monkeypatch.setattr(cache_module, "_STALLED", 0.2)
+    lock = Path(cache.path, "v1", "locks", files[0].digest[7:])
+    partial = Path(cache.path, "v1", "partial", f"{files[0].digest[7:]}.x.1.y")
+    for path in (lock, partial):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    over = threading.Event()
+    waiting = threading.Thread(target=lambda: cache.fetch(files[0], store) and over.set())
+    with open(lock, "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        waiting.start()
+        for turn in range(12):
+            os.utime(partial, (turn, turn))
+            assert not over.wait(0.05)
+    waiting.join()
+    assert store.fetched == [files[0].digest]
+
+
+def test_hashing_what_is_there_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of an unfinished file moves on while its first bytes are read again."""
+    monkeypatch.setattr(disk, "_ALIVE", 0.0)
+    path = tmp_path / "x"
+    path.write_bytes(pattern(3 << 20))
+    os.utime(path, (1, 1))
+    seen: list[float] = []
+
+    def rest(done: int) -> Any:
+        seen.append(path.stat().st_mtime)
+        return disk.FdReader(os.open(os.devnull, os.O_RDONLY), "x")
+
+    with open(path, "r+b") as file:
+        disk.go_on(rest, file.fileno(), 3 << 20, None)
+    assert time.time() - seen[0] < 60
+
+
 def test_a_lock_that_is_a_link_is_not_followed(
     cache: Cache, store: Counting, files: tuple[File, ...], tmp_path: Path
 ) -> None:
@@ -616,15 +850,64 @@ def test_a_damaged_folder_is_made_anew(
     assert cache.get(files[2].digest, verify="always")
 
 
+def _no_links(*args: Any, **kwargs: Any) -> None:
+    raise OSError(errno.EPERM, "no links here")
+
+
+def test_copies_count_and_go_as_what_they_are(
+    cache: Cache, store: Counting, files: tuple[File, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without hard links a folder takes room: it is counted, pruned by its own last use, and leased by its digest."""
+    monkeypatch.setattr(os, "link", _no_links)
+    old, new = cache.folder(files[:1], store), cache.folder(files[1:], store)
+    assert cache.info().size == 2 * 75_000
+    os.utime(Path(cache.path, "v1", "whole", old.name), (1, 1))
+    assert cache.prune(2 * 75_000 - 1) == 5000
+    assert not old.exists()
+    assert new.exists()
+    assert cache.info().size == 75_000 + 70_000
+    with cache.lease(files[1:], manifest.digest(files[1:])):
+        assert cache.prune(0) == 5000
+        assert new.exists()
+    assert cache.prune(0) == 2 * 70_000
+    assert cache.info().size == cache.info().folders == 0
+
+
+def test_what_is_dropped_is_in_no_copy(
+    cache: Cache, store: Counting, files: tuple[File, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Purged bytes leave folders that are copies too, also where the blob is gone already."""
+    monkeypatch.setattr(os, "link", _no_links)
+    folder = cache.folder(files[:1], store)
+    os.unlink(cache.get(files[0].digest))
+    cache.drop([files[0].digest])
+    assert not folder.exists()
+
+
+def test_verify_finds_a_damaged_copy(
+    cache: Cache, store: Counting, files: tuple[File, ...], monkeypatch: pytest.MonkeyPatch, look: Any
+) -> None:
+    """Damage that keeps size and time, in a folder that is a copy, is found by reading; the folder is named and goes."""
+    monkeypatch.setattr(os, "link", _no_links)
+    folder = cache.folder(files, store)
+    assert cache.verify() == ()
+    right, path = look(folder), folder / "a.bin"
+    before = path.stat()
+    path.chmod(0o644)
+    path.write_bytes(pattern(5000, 9))
+    path.chmod(0o444)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    told: list[int] = []
+    assert cache.verify(progress=told.append) == (manifest.digest(files),)
+    assert sum(told) == 2 * 75_000
+    assert look(cache.folder(files, store)) == right
+
+
 def test_without_hard_links_files_are_copied(
     cache: Cache, store: Counting, files: tuple[File, ...], monkeypatch: pytest.MonkeyPatch, look: Any
 ) -> None:
     """On a disk without hard links the folder holds copies, made once and checked on use."""
-
-    def refuse(*args: Any, **kwargs: Any) -> None:
-        raise OSError(errno.EPERM, "no links here")
-
-    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "link", _no_links)
     folder = cache.folder(files, store)
     right = look(folder)
     inode = (folder / "a.bin").stat().st_ino

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable
@@ -22,7 +25,7 @@ from modelhub_sdk.blobs.cache import Cache, parse_size
 from modelhub_sdk.blobs.sources import from_bytes
 from modelhub_sdk.blobs.store import BlobStore
 from modelhub_sdk.domain.entities import File
-from modelhub_sdk.errors import InvalidName
+from modelhub_sdk.errors import InvalidName, StoreUnavailable
 
 BIG = 24 << 20
 
@@ -83,11 +86,39 @@ def test_sizes(given: Any, size: int) -> None:
     assert parse_size(given) == size
 
 
-@pytest.mark.parametrize("given", [-1, True, None, "", "GB", "-1", "1 XB", "1e3", 1.5, b"1"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        -1,
+        True,
+        None,
+        "",
+        "GB",
+        "-1",
+        "1 XB",
+        "1e3",
+        1.5,
+        b"1",
+        10**30,
+        "9" * 400,
+        "9" * 400 + "GB",
+        "9" * 5000,
+    ],
+)
 def test_what_is_no_size(given: Any) -> None:
     """Anything else is refused with the name of the setting."""
     with pytest.raises(InvalidName, match="max_size"):
         parse_size(given)
+
+
+@pytest.mark.parametrize("value", ["", " ", "much", "-1", "9" * 400 + "GB"])
+def test_a_wrong_bound_is_told_at_once(cache: Cache, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """A setting that is no size, or empty, is named when the cache is opened, not in the middle of a transfer."""
+    monkeypatch.setenv("MODELHUB_CACHE_SIZE", value)
+    with pytest.raises(InvalidName, match="MODELHUB_CACHE_SIZE"):
+        Cache(cache.path)
+    with pytest.raises(InvalidName, match="MODELHUB_CACHE_SIZE"):
+        hub.open("memory://")
 
 
 def test_the_longest_unused_goes_first(
@@ -138,6 +169,119 @@ def test_what_is_being_linked_stays(cache: Cache, store: BlobStore, versions: li
     assert cache.prune(0) == 8192
     assert os.listdir(Path(cache.path, "v1", "leases")) == []
     assert cache.info().size == cache.info().folders == 0
+
+
+def test_a_lease_that_comes_while_it_is_pruned_counts(
+    cache: Cache, store: BlobStore, versions: list[tuple[File, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who begins to link when prune has already looked at leases finds the blobs: they are looked at again."""
+    for files in versions[:2]:
+        cache.folder(files, store)
+    late = Cache(cache.path).lease(versions[0])
+    real = Cache._condemn
+
+    def condemn(self: Cache, path: str, digest: str) -> None:
+        real(self, path, digest)
+        if not os.path.isdir(Path(cache.path, "v1", "leases")) or not os.listdir(
+            Path(cache.path, "v1", "leases")
+        ):
+            late.__enter__()
+
+    monkeypatch.setattr(Cache, "_condemn", condemn)
+    assert cache.prune(0) == 8192
+    assert all(cache.get(file.digest) is not None for file in versions[0])
+    late.__exit__(None, None, None)
+
+
+def test_the_bound_is_kept_when_leases_are_over(
+    cache: Cache, store: BlobStore, versions: list[tuple[File, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What others were linking during a transfer can go when ours is over: at rest the cache is within its bound."""
+    cache.folder(versions[0], store)
+    cache.folder(versions[1], store)
+    monkeypatch.setenv("MODELHUB_CACHE_SIZE", "17kB")
+    with cache.lease(versions[2]):
+        with Cache(cache.path).lease((*versions[0], *versions[1])):
+            cache.fetch_all(versions[2], store)
+        assert cache.info().size == 3 * 8192
+    assert cache.info().size == 2 * 8192
+    assert all(cache.get(file.digest) is not None for file in versions[2])
+
+
+def test_ctrl_c_leaves_no_lease(
+    cache: Cache, versions: list[tuple[File, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt right after a lease was written takes it away: a living process would hold it for ever."""
+    real = os.replace
+
+    def replace(*args: Any) -> None:
+        real(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt), cache.lease(versions[0]):
+        pass
+    with pytest.raises(KeyboardInterrupt), cache.holding() as hold:
+        hold(versions[0])
+    assert os.listdir(Path(cache.path, "v1", "leases")) == []
+
+
+class Measuring(BlobStore):
+    """A store that looks how much is cached when it is asked, and can find the disk full."""
+
+    cache: Cache
+    full = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.seen: list[int] = []
+
+    def fetch(self, digest: str, size: int, to: Any, *, progress: Any = None) -> None:
+        self.seen.append(self.cache.info().size)
+        if self.full:
+            self.full -= 1
+            raise StoreUnavailable("Cannot write the copy.", errno=errno.ENOSPC)
+        super().fetch(digest, size, to, progress=progress)
+
+
+@pytest.fixture
+def measuring(tmp_path: Path, cache: Cache) -> Measuring:
+    store = Measuring(tmp_path / "store", registry_id="r1")
+    store.cache = cache
+    return store
+
+
+def test_room_is_made_before_a_transfer(
+    cache: Cache, store: BlobStore, measuring: Measuring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bounded cache is within its bound while bytes come, not only afterwards, and keeps what it has of the wanted."""
+    one, two, three = store.put_all([from_bytes(pattern(8192, n), str(n)) for n in range(3)])
+    cache.fetch_all([one, two], store)
+    monkeypatch.setenv("MODELHUB_CACHE_SIZE", "17kB")
+    cache.fetch_all([one, three], measuring)
+    assert measuring.seen == [8192]
+    assert [cache.get(file.digest) is not None for file in (one, two, three)] == [True, False, True]
+
+
+def test_a_full_disk_under_a_bound_is_cleared_once(
+    cache: Cache, store: BlobStore, measuring: Measuring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No space: what nobody is linking goes, and the transfer is tried again; without a bound nothing goes."""
+    one, two, three, four = store.put_all([from_bytes(pattern(8192, n), str(n)) for n in range(4)])
+    cache.fetch_all([one, two], store)
+    measuring.full = 1
+    with pytest.raises(StoreUnavailable, match=re.escape(cache.path)):
+        cache.fetch_all([three], measuring)
+    assert cache.info().size == 2 * 8192
+    monkeypatch.setenv("MODELHUB_CACHE_SIZE", "1MB")
+    measuring.full = 1
+    with cache.lease([two]):
+        cache.fetch_all([three], measuring)
+    assert [cache.get(file.digest) is not None for file in (one, two, three)] == [False, True, True]
+    measuring.full = 2
+    with pytest.raises(StoreUnavailable) as caught:
+        cache.fetch_all([four], measuring)
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_pruned_under_a_reader(cache: Cache, store: BlobStore, versions: list[tuple[File, ...]]) -> None:
@@ -351,6 +495,83 @@ def test_a_killed_transfer_is_adopted(cache: Cache, halting: Halting, kill: Any)
     assert os.listdir(partial) == []
 
 
+def _left(cache: Cache, file: File, seconds: float, *, pid: int | None = None) -> Path:
+    """Leave what a process of a name space that cannot be asked was killed at, so many seconds ago."""
+    folder = Path(cache.path, "v1", "partial")
+    folder.mkdir(parents=True, exist_ok=True)
+    where = "0123456789ab" if pid is None else disk.temporary().rsplit(".", 3)[1]
+    rest = folder / f"{file.digest[7:]}.{where}.{pid or 7}.abcdefabcdef"
+    rest.write_bytes(pattern(8 << 20))
+    os.utime(rest, (time.time() - seconds,) * 2)
+    return rest
+
+
+@pytest.mark.parametrize("pid", [None, os.getpid()])
+def test_a_transfer_of_another_name_space_is_gone_on_with(
+    cache: Cache, halting: Halting, pid: int | None
+) -> None:
+    """A container that was killed and started again, with the same process id, goes on where it was; a copy is taken."""
+    file = halting.put(from_bytes(pattern(BIG), "big"))
+    rest = _left(cache, file, 120, pid=pid)
+    with open(rest, "r+b") as writer:  # as if it lived after all, on a disk whose locks lie
+        path = cache.fetch(file, halting)
+        writer.seek(0)
+        writer.write(b"x" * 4096)
+    assert halting.begun == [8 << 20]
+    assert path.read_bytes() == pattern(BIG)
+    assert os.listdir(rest.parent) == []
+
+
+@pytest.mark.parametrize("why", ["locked", "recent"])
+def test_a_transfer_that_may_be_on_is_left_alone(cache: Cache, halting: Halting, why: str) -> None:
+    """One whose writer holds its lock, or wrote within the last minute, is neither taken over nor removed."""
+    import fcntl
+
+    file = halting.put(from_bytes(pattern(BIG), "big"))
+    rest = _left(cache, file, 3 * 86400 if why == "locked" else 5)
+    with open(rest, "r+b") as writer:
+        if why == "locked":
+            fcntl.flock(writer, fcntl.LOCK_EX)
+        assert cache.fetch(file, halting).read_bytes() == pattern(BIG)
+        assert halting.begun == [0]
+        cache.sweep(partial=True)
+        assert rest.exists()
+        cache.clear()
+        assert rest.stat().st_size == 8 << 20
+
+
+def test_a_writer_that_was_taken_for_dead_gets_the_blob(cache: Cache, halting: Halting) -> None:
+    """Whose file was removed under it, as somebody else went on, ends with what that one has fetched."""
+    file = halting.put(from_bytes(pattern(BIG), "big"))
+    real = halting.fetch
+
+    def fetch(digest: str, size: int, to: Any, *, progress: Any = None) -> None:
+        real(digest, size, to, progress=progress)
+        if len(halting.begun) == 1:
+            for rest in Path(cache.path, "v1", "partial").iterdir():
+                rest.unlink()
+            cache._admit(file, halting, None)
+
+    halting.fetch = fetch
+    assert cache.fetch(file, halting).read_bytes() == pattern(BIG)
+    assert len(halting.begun) == 2
+
+
+def test_what_is_interrupted_counts_under_a_bound(
+    cache: Cache, halting: Halting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What nobody goes on with is the first to go when the cache is too large with it; what is wanted now is kept."""
+    big, small = halting.put_all([from_bytes(pattern(BIG), "big"), from_bytes(pattern(8192), "small")])
+    rest = _left(cache, big, 120)
+    monkeypatch.setenv("MODELHUB_CACHE_SIZE", "8MiB")
+    with Cache(cache.path).lease([big]):
+        cache.fetch_all([small], halting)
+        assert rest.exists()
+    cache.prune(unfinished=False)
+    assert not rest.exists()
+    assert cache.info().size == 8192
+
+
 def test_remainders_do_not_stay_for_ever(cache: Cache, halting: Halting) -> None:
     """An interrupted transfer is thrown away after a day, or when the cache is pruned."""
     file = halting.put(from_bytes(pattern(BIG), "big"))
@@ -389,6 +610,129 @@ def test_a_baked_cache_gets_an_overlay(
         return here, (other / "a").read_bytes(), (mixed / "d" / "b").read_bytes() == pattern(4096, 5)
 
     assert as_nobody(work) == (True, pattern(4096, 2), True)
+
+
+def _baked(cache: Cache, store: BlobStore) -> None:
+    for at in (cache.path, store.root or ""):
+        for folder, _, names in os.walk(at):
+            os.chmod(folder, 0o555)
+            for name in names:
+                os.chmod(os.path.join(folder, name), 0o444)
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of temporary files of this test alone."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def test_a_part_of_a_baked_version_resolves_offline(
+    cache: Cache,
+    store: BlobStore,
+    versions: list[tuple[File, ...]],
+    as_nobody: Callable[..., Any],
+    temporary: Path,
+) -> None:
+    """Without the store a new folder of files that are there is made beside a cache that cannot be written."""
+    cache.folder(versions[0], store)
+    _baked(cache, store)
+
+    def work() -> bytes:
+        folder = Cache(cache.path).cached_folder(versions[0][1:])
+        assert folder is not None
+        return (folder / "d" / "b").read_bytes()
+
+    assert as_nobody(work) == pattern(4096, 1)
+    assert as_nobody(work) == pattern(4096, 1)
+
+
+def test_what_an_earlier_process_fetched_is_found(
+    cache: Cache,
+    store: BlobStore,
+    versions: list[tuple[File, ...]],
+    as_nobody: Callable[..., Any],
+    temporary: Path,
+) -> None:
+    """The overlay of a cache that cannot be written is looked into without the store: folders, bytes and notes."""
+    cache.folder(versions[0], store)
+    _baked(cache, store)
+    pin = Path(cache.path, "pins", "x", "v1.json")
+
+    def first() -> None:
+        mine = Cache(cache.path)
+        mine.folder(versions[1], store)
+        mine.keep(pin, b"{}")
+
+    def later() -> tuple[bool, bool, bytes, bool]:
+        mine = Cache(cache.path)
+        folder = mine.cached_folder(versions[1])
+        mixed = mine.cached_folder((versions[0][0], versions[1][1]))
+        kept = mine.note(pin).read_bytes() if mine.note(pin.parent).is_dir() else b""
+        return folder is not None, mixed is not None, kept, mine.get(versions[1][0].digest) is not None
+
+    as_nobody(first)
+    assert as_nobody(later) == (True, True, b"{}", True)
+    assert not pin.exists()
+
+
+def test_a_layer_with_other_times_is_hashed_once(
+    cache: Cache,
+    store: BlobStore,
+    versions: list[tuple[File, ...]],
+    as_nobody: Callable[..., Any],
+    temporary: Path,
+) -> None:
+    """An image keeps times to the second: what that costs in hashing is noted for this user, for all processes."""
+    cache.folder(versions[0], store)
+    cache.fetch_all(versions[1], store)
+    for folder, _, names in os.walk(cache.path):
+        for name in names:
+            os.utime(os.path.join(folder, name), (1000.0, 1000.0))
+    _baked(cache, store)
+
+    def work() -> int:
+        hashed: list[Any] = []
+        real, disk.hash_file = disk.hash_file, lambda *a, **k: hashed.append(a) or real(*a, **k)
+        mine = Cache(cache.path)
+        assert mine.folder(versions[0], store).is_relative_to(cache.path)
+        assert len(mine.fetch_all(versions[1], store)) == 2
+        return len(hashed)
+
+    assert as_nobody(work) == 4
+    assert as_nobody(work) == 0
+
+
+@pytest.mark.parametrize("mode", [None, 0o777])
+def test_an_overlay_that_others_made_is_refused(
+    cache: Cache,
+    store: BlobStore,
+    versions: list[tuple[File, ...]],
+    as_nobody: Callable[..., Any],
+    temporary: Path,
+    mode: int | None,
+) -> None:
+    """A folder of our name among the temporary ones, another user's or open to all, is not written and not read."""
+    cache.folder(versions[0], store)
+    _baked(cache, store)
+    place = temporary / f"modelhub-{as_nobody(os.geteuid)}"
+
+    def plant() -> None:
+        place.mkdir()
+        place.chmod(mode or 0o755)
+
+    if mode is None:
+        if os.geteuid() != 0:
+            pytest.skip("needs another user")
+        plant()
+    else:
+        as_nobody(plant)
+    assert as_nobody(lambda: Cache(cache.path).folder(versions[0], store).is_dir())
+    with pytest.raises(StoreUnavailable, match="not trusted.*MODELHUB_CACHE_DIR"):
+        as_nobody(lambda: Cache(cache.path).folder(versions[1], store))
 
 
 # --- what users call --------------------------------------------------------------------------------------

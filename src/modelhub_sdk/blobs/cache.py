@@ -13,6 +13,10 @@ Layout, under the cache's folder::
     v1/bad/…                    entries whose bytes were wrong, removed at the next clean-up
     v1/records/…                notes of what was placed where
     v1/urls/<64 hex>            what was last seen behind a URL
+    v1/below/…                  in the overlay of a cache that cannot be written: notes and `whole` of what is in that
+
+A cache in the user's own places is private. One that somebody named has in its folders the permissions of its top
+folder, so that what was filled by one user can be read by others where that was meant.
 
 Nothing depends on the locks: every writer has a file of its own, checks its digest, and renames it.
 """
@@ -27,16 +31,16 @@ import os
 import re
 import stat
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from attrs import frozen
 
-from modelhub_sdk.blobs import disk, place, staging
+from modelhub_sdk.blobs import disk, place, staging, unfinished, whereabouts
 from modelhub_sdk.blobs.disk import Progress, translated
 from modelhub_sdk.blobs.parallel import THREADS, each
 from modelhub_sdk.blobs.store import BlobStore
+from modelhub_sdk.blobs.whereabouts import bound, locate, parse_size
 from modelhub_sdk.domain.entities import File
 from modelhub_sdk.errors import (
     Conflict,
@@ -52,7 +56,6 @@ from modelhub_sdk.formats import manifest
 SAME = 32
 """Hex digits that the name of a lock and of the transfers behind it have in common."""
 
-_FREE = "free"  # in the name of an interrupted transfer, in the place of its owner
 _HEX = re.compile(r"[0-9a-f]{62}")
 _STALLED = 30.0  # seconds without progress of another process after which we fetch as well
 _RESUMED = 16 << 20  # bytes from which on an interrupted transfer is worth going on with
@@ -63,6 +66,12 @@ _SEEN = 3600.0  # a use is noted when the last note of one is older than this
 log = logging.getLogger("modelhub_sdk")
 
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", -1), errno.EFBIG)
+_NO_ROOM = _FULL[:2]
+_WRONG = (
+    errno.ELOOP,
+    errno.EINVAL,
+    errno.ENOENT,
+)  # no plain file: other errors of reading pass, and tell nothing
 _NO_ENTRY = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 Verify = str | None
@@ -75,8 +84,8 @@ class CacheInfo:
     Attributes:
         path: its folder.
         blobs: how many files' bytes it holds.
-        folders: how many folders are made of them; they take no room of their own.
-        size: the bytes of all blobs.
+        folders: how many folders are made of them; they take room of their own only on disks without hard links.
+        size: the bytes of all blobs, and of folders that are copies.
         unfinished: the bytes of transfers that are under way or were interrupted.
         max_size: the bound in bytes, ``$MODELHUB_CACHE_SIZE``; None: there is none.
     """
@@ -89,89 +98,19 @@ class CacheInfo:
     max_size: int | None = None
 
 
-_UNITS = {"": 1, "B": 1} | {
-    unit + tail: base**power
-    for power, unit in enumerate("KMGTP", 1)
-    for tail, base in (("", 1000), ("B", 1000), ("IB", 1024))
-}
+@frozen
+class _Folder:
+    """What is known of a folder: the digest that it is named by, its last use, and what it is made of.
 
-
-def parse_size(given: object, what: str = "max_size") -> int:
-    """Return a number of bytes that was given as such, or as text: ``"500MB"``, ``"20 GiB"``.
-
-    Raises:
-        InvalidName: it is neither, or negative.
+    `copies` tells whether it has files that are no blobs, `size` what bytes those take.
     """
-    if isinstance(given, int) and not isinstance(given, bool) and given >= 0:
-        return given
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", given) if isinstance(given, str) else None
-    if match is None or match[2].upper() not in _UNITS:
-        raise InvalidName(f"{what}={shown(given)} is no size.", hint="Write bytes, or for example '20GB'.")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
 
-
-def bound() -> int | None:
-    """Return how many bytes the cache may hold: ``$MODELHUB_CACHE_SIZE``; None when it is not set.
-
-    Raises:
-        InvalidName: the variable is no size.
-    """
-    given = os.environ.get("MODELHUB_CACHE_SIZE", "").strip()
-    return parse_size(given, "MODELHUB_CACHE_SIZE") if given else None
-
-
-def locate(given: str | os.PathLike[str] | None = None) -> str:
-    """Return the absolute folder of the cache: *given*, ``$MODELHUB_CACHE_DIR``, or the user's cache folder.
-
-    Without a usable home (a container without HOME or passwd entry) it is ``$TMPDIR``.
-
-    Raises:
-        InvalidName: *given* or the variable is empty or relative.
-    """
-    what = "cache_dir"
-    if given is None and "MODELHUB_CACHE_DIR" in os.environ:
-        given, what = os.environ["MODELHUB_CACHE_DIR"], "MODELHUB_CACHE_DIR"
-    if given is not None:
-        path = os.path.expanduser(os.fspath(given))
-        if not path or "\0" in path:
-            raise InvalidName(f"{what} is empty.", hint=f"Set {what} to an absolute path, or leave it unset.")
-        if not os.path.isabs(path):
-            raise InvalidName(
-                f"{what}={shown(path)} is a relative path: it would change with the working directory.",
-                hint=f"Set {what} to an absolute path.",
-            )
-        return os.path.normpath(path)
-    return _default()
-
-
-def _default() -> str:
-    import tempfile
-
-    if os.environ.get("XDG_CACHE_HOME") or os.path.isdir(os.path.expanduser("~")):
-        import platformdirs
-
-        path = platformdirs.user_cache_dir("modelhub", appauthor=False)
-        if os.path.isabs(path) and _usable(path):
-            return path
-    try:
-        return os.path.join(
-            tempfile.gettempdir(), f"modelhub-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
-        )
-    except OSError as exc:
-        raise StoreUnavailable(
-            "There is no writable place for the cache: no home folder, no temporary folder.",
-            hint="Set MODELHUB_CACHE_DIR to an absolute path that can be written.",
-        ) from exc
-
-
-def _usable(path: str) -> bool:
-    """Return whether *path*, or the nearest folder above it that exists, can be written."""
-    while not os.path.exists(path):
-        parent = os.path.dirname(path)
-        if parent == path:
-            return False
-        path = parent
-    return os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)
+    digest: str
+    path: str
+    used: float
+    inodes: frozenset[tuple[int, int]]
+    copies: bool
+    size: int
 
 
 class Cache:
@@ -193,9 +132,14 @@ class Cache:
         What *base* holds, a cache that cannot be written, is taken from there.
 
         Raises:
-            InvalidName: a relative or empty path (see `locate`), or one inside an *outside* folder.
+            InvalidName: a relative or empty path (see `locate`), one inside an *outside* folder, or
+                ``$MODELHUB_CACHE_SIZE`` is no size.
+            StoreUnavailable: its place among temporary folders is somebody else's.
         """
         self.path = locate(path)
+        bound()  # a setting that is wrong is told now, not in the middle of a transfer
+        self._private = base is not None or not whereabouts.is_named(path)
+        self._among = whereabouts.among(self.path) if self._private else None
         real = os.path.realpath(self.path)
         for root in outside:
             other = os.path.realpath(os.fspath(root))
@@ -204,7 +148,6 @@ class Cache:
                     f"The cache {shown(self.path)} lies inside the artifact store, and cleaning deletes.",
                     hint="Set MODELHUB_CACHE_DIR (or cache_dir=) to another folder.",
                 )
-        self._v1 = os.path.join(self.path, "v1")
         self._verified: dict[str, tuple[int, int, int]] = {}
         self._whole: dict[str, str] = {}  # as the files in `whole`, where those cannot be written
         self._swept = 0.0
@@ -212,32 +155,75 @@ class Cache:
         self._holders: set[object] = set()  # blocks of `holding`
         self._base = base
         self._above: Cache | None = None
+        self._told = False
 
     def __repr__(self) -> str:
         return f"<Cache {shown(self.path)}>"
 
     @property
+    def _v1(self) -> str:
+        """The folder of all that is here. Looked at each time where others could make it after a clean-up."""
+        if self._among is not None:
+            whereabouts.owned(self._among)
+        return os.path.join(self.path, "v1")
+
+    @property
     def records(self) -> Path:
         """Where `place.into` may keep its records."""
-        return Path(self._v1, "records")
+        cache = self._over() or self
+        folder = os.path.join(cache._v1, "records")
+        with contextlib.suppress(OSError):
+            cache._make(folder)  # here, since a cache that users share has permissions of its own
+        return Path(folder)
 
     def url_note(self, key: str) -> Path:
         """Return where the note about a URL may be kept, by the digest of its name."""
-        return Path((self._above or self)._v1, "urls", key)
+        return Path((self._over() or self)._v1, "urls", key)
+
+    def note(self, path: str | os.PathLike[str]) -> Path:
+        """Return where what `keep` wrote at *path* is: there, or in this user's overlay of a cache that cannot be written.
+
+        It may also be a folder of notes. Nothing is there if nothing was kept.
+        """
+        over = self._over()
+        if over is not None and (moved := over._moved(path, self)).exists():
+            return moved
+        return Path(path)
 
     def keep(self, path: str | os.PathLike[str], data: bytes) -> None:
         """Write a small note of the cache's users, whole or not at all; *path* lies in its folder.
 
+        Of a cache that cannot be written it goes to the overlay of this user, where `note` finds it.
+
         Raises:
             StoreUnavailable: the cache's disk failed.
         """
+        over = self._over()
+        if over is None:
+            try:
+                self._put(os.fspath(path), data)
+            except StoreUnavailable as error:
+                over = self._overlay(error, told=False)
+            else:
+                return
+        over._put(os.fspath(over._moved(path, self)), data)
+
+    def _moved(self, path: str | os.PathLike[str], base: Cache) -> Path:
+        """Return where in this overlay lies what would be at *path* in its *base*."""
+        with contextlib.suppress(ValueError):
+            return self.path / Path(path).relative_to(base.path)
+        return Path(path)
+
+    def _put(self, path: str, data: bytes) -> None:
         temporary = os.path.join(self._v1, "tmp", disk.temporary("keep"))
         with self._writing():
-            disk.make_dirs(os.path.dirname(temporary), 0o700)
-            disk.make_dirs(os.path.dirname(os.fspath(path)), 0o700)
+            self._make(os.path.dirname(temporary))
+            mode = self._make(os.path.dirname(path)) & 0o666
             try:
                 fd = disk.create(temporary, 0o600)
                 try:
+                    if mode != 0o600 and hasattr(os, "fchmod"):
+                        os.fchmod(fd, mode)
                     disk.write_all(fd, data)
                 finally:
                     os.close(fd)
@@ -246,6 +232,20 @@ class Cache:
                 disk.remove(temporary)
                 raise
 
+    def _make(self, folder: str) -> int:
+        """Make a folder in the cache, and those above it; return the permissions that folders have here."""
+        if self._private:
+            disk.make_dirs(folder, 0o700)
+            return 0o700
+        try:
+            top = os.stat(self.path)
+        except FileNotFoundError:
+            disk.make_dirs(self.path, 0o755)
+            top = os.stat(self.path)
+        mode = top.st_mode & 0o1777 | 0o700
+        disk.make_dirs(folder, mode, exact=True)
+        return mode
+
     # ---- one file
 
     def get(self, digest: str, size: int | None = None, *, verify: Verify = None) -> Path | None:
@@ -253,11 +253,30 @@ class Cache:
 
         *size* in bytes, where it is known, tells a wrong entry without a second look.
         Size, mtime and inode are compared with what they were when the bytes were last checked; a
-        difference, or ``verify="always"``, means reading them again. A wrong entry is removed.
+        difference, or ``verify="always"``, means reading them again. A wrong entry is removed; one that cannot be
+        read just now stays, and is not returned.
         """
         _check_verify(verify)
-        if self._base is not None and (found := self._base.get(digest, size, verify=verify)) is not None:
-            return found
+        for cache in self._looks():
+            with contextlib.suppress(StoreUnavailable):  # it cannot be read just now, and may be right
+                if (found := cache._right(digest, size, verify)) is not None:
+                    return found
+        return None
+
+    def _looks(self) -> Iterator[Cache]:
+        """Yield the caches in which things may be: one that cannot be written comes before this user's overlay."""
+        first = self._base or self
+        yield first
+        second = first._over() if first is self else self
+        if second is not None:
+            yield second
+
+    def _right(self, digest: str, size: int | None, verify: Verify) -> Path | None:
+        """Return where the right bytes of *digest* are in this very cache; other bytes are removed.
+
+        Raises:
+            StoreUnavailable: they cannot be read, which says nothing about them.
+        """
         path = self._blob(digest)
         try:
             info = os.lstat(path)
@@ -271,14 +290,18 @@ class Cache:
         if verify != "always":
             if self._verified.get(digest) == facts:
                 return Path(path)
-            if self._note(path) == facts:
+            if self._note(path + ".note") == facts:
                 self._verified[digest] = facts
                 self._seen(path + ".note")
                 return Path(path)
+            over = self._over()
+            if over is not None and self._note(over._below(path + ".note", self)) == facts:
+                self._verified[digest] = facts
+                return Path(path)
         try:
             actual, got = disk.hash_file(path)
-        except (NotFound, StoreUnavailable):
-            actual, got = "", -1
+        except NotFound:
+            return None
         if actual != digest or got != wanted:
             self._condemn(path, digest)
             return None
@@ -298,6 +321,9 @@ class Cache:
             DigestMismatch: the store gave other bytes; the cache is as it was.
             StoreUnavailable: the store or the cache's disk failed.
         """
+        over = self._over()
+        if over is not None:
+            return over.fetch(file, store, progress=progress, verify=verify)
         found = self.get(file.digest, file.size, verify=verify)
         if found is not None:
             if progress is not None:
@@ -319,14 +345,14 @@ class Cache:
         verify: Verify = None,
     ) -> dict[str, Path]:
         """Return where the bytes of *files* are, by digest, fetched several at a time; raises as `fetch`."""
-        if self._above is not None:
-            return self._above.fetch_all(files, store, progress=progress, verify=verify)
+        over = self._over()
+        if over is not None:
+            return over.fetch_all(files, store, progress=progress, verify=verify)
         limit = bound()
         unique = list({file.digest: file for file in files}.values())
         repeated = sum(file.size for file in files) - sum(file.size for file in unique)
         if progress is not None and repeated:
             progress(repeated)
-        before = self._fetched
         there: dict[str, Path] = {}
         if verify is None:  # a look costs less than handing it to a thread
             for file in unique:
@@ -335,17 +361,30 @@ class Cache:
                     if progress is not None:
                         progress(file.size)
         missing = [file for file in unique if file.digest not in there]
-        try:
-            paths = each(
+
+        def fetched(progress: Progress | None) -> Sequence[Path]:
+            return each(
                 lambda f, step: self.fetch(f, store, progress=step, verify=verify),
                 missing,
                 progress,
                 threads=_threads(missing, store),
             )
-        except StoreUnavailable as error:
-            return self._overlay(error).fetch_all(files, store, progress=progress, verify=verify)
-        if self._fetched != before:
-            self._kept_within(limit, unique)
+
+        if limit is None or not missing:
+            try:
+                paths = fetched(progress)
+            except StoreUnavailable as error:
+                return self._overlay(error).fetch_all(files, store, progress=progress, verify=verify)
+        else:
+            with self.lease(unique):
+                try:
+                    if verify is None:
+                        self._make_room(limit, sum(file.size for file in missing))
+                    paths = fetched(progress)
+                except StoreUnavailable as error:
+                    if error.errno not in _NO_ROOM or not self._made_room():
+                        return self._overlay(error).fetch_all(files, store, progress=progress, verify=verify)
+                    paths = fetched(None)
         return there | {file.digest: path for file, path in zip(missing, paths, strict=True)}
 
     def take(
@@ -364,9 +403,15 @@ class Cache:
         Raises:
             StoreUnavailable: the cache's disk failed.
         """
-        if self._above is not None:
-            return self._above.take(opener, size, key=key, progress=progress)
+        over = self._over()
+        if over is not None:
+            return over.take(opener, size, key=key, progress=progress)
         limit = bound()
+        if limit is not None:
+            with self._leasing(
+                [] if key is None else [File("", size or 0, f"sha256:{key}")]
+            ):  # what has come of it
+                self._make_room(limit, size or 0)
         begun = False
 
         def write(fd: int) -> str:
@@ -379,7 +424,7 @@ class Cache:
                 finally:
                     reader.close()
             else:
-                digest, size = disk.go_on(opener, fd, size, progress)
+                digest, size = disk.go_on(opener, fd, size, progress, where=self.path)
             return digest
 
         try:
@@ -388,20 +433,36 @@ class Cache:
             if begun:  # what was opened may not be read twice
                 raise
             return self._overlay(error).take(opener, size, key=key, progress=progress)
-        self._kept_within(limit, [File("", size or 0, digest)])
+        self._kept_within([File("", size or 0, digest)])
         return digest, size or 0, path
 
     @contextlib.contextmanager
     def turn(self, key: str) -> Iterator[None]:
         """Wait while somebody else is at what *key*, 64 hex digits, names: look again then. Best effort."""
-        with (self._above or self)._lock("sha256:" + key):
+        with (self._over() or self)._lock("sha256:" + key):
             yield
 
-    def _kept_within(self, limit: int | None, files: Sequence[File]) -> None:
-        """Keep the bound after a transfer of *files*, which stay."""
-        if limit is not None and not self._holders and not (self._base and self._base._holders):
-            with contextlib.suppress(ModelHubError), self.lease(files):
-                self.prune(limit, unfinished=False)
+    def _kept_within(self, files: Iterable[File], folder: str | None = None) -> None:
+        """Keep the bound, if there is one, after a transfer of *files*, which stay."""
+        with contextlib.suppress(ModelHubError):
+            if (limit := bound()) is not None and not self._is_held():
+                with self._leasing(files, folder):
+                    self.prune(limit, unfinished=False)
+
+    def _make_room(self, limit: int, size: int) -> None:
+        """Keep the bound before a transfer of *size* bytes, so that it is kept while they come."""
+        if size and not self._is_held():
+            with contextlib.suppress(ModelHubError):
+                self.prune(max(limit - size, 0), unfinished=False)
+
+    def _made_room(self) -> bool:
+        """Return whether anything could be removed from a disk that is full; what is leased stays."""
+        with contextlib.suppress(ModelHubError):
+            return self.prune(0, unfinished=False) > 0
+        return False
+
+    def _is_held(self) -> bool:
+        return bool(self._holders or (self._base is not None and self._base._holders))
 
     def _sealed(self, fd: int) -> tuple[int, int, int]:
         """Make what was written durable and read-only; return its facts."""
@@ -415,7 +476,7 @@ class Cache:
         """Make a closed file, whose bytes are right, the blob of its digest; return where it is."""
         final = self._blob(digest)
         with self._writing():
-            disk.make_dirs(os.path.dirname(final), 0o700)
+            self._make(os.path.dirname(final))
             self._write_note(final, facts)
             if os.path.isdir(final) and not os.path.islink(final):
                 self._condemn(final, digest)
@@ -441,21 +502,26 @@ class Cache:
         folder = os.path.join(self._v1, "partial" if large else "tmp")
         temporary = os.path.join(folder, disk.temporary(key or "url"))
         with self._writing():
-            disk.make_dirs(os.path.join(self._v1, "tmp"), 0o700)
-            disk.make_dirs(folder, 0o700)
+            self._make(os.path.join(self._v1, "tmp"))
+            self._make(folder)
             if not self._swept or time.monotonic() - self._swept > 60:
                 self.sweep()
                 self._swept = time.monotonic()
-            fd = self._adopted(key or "", size or 0, temporary) if large else None
+            fd = unfinished.adopted(folder, key or "", size or 0, temporary) if large else None
             if fd is None:
                 fd = disk.create(temporary, 0o600)
+        if large:
+            disk.try_lock(fd)  # tells those who cannot ask for this process that it lives
         try:
             try:
                 digest = write(fd)
                 facts = self._sealed(fd)
             finally:
                 os.close(fd)
-            there = None if digest[7:] == key else self.get(digest)  # a key that is a digest was looked for
+            if digest[7:] == key and os.path.lexists(temporary):
+                there = None  # a key that is a digest was looked for
+            else:  # or somebody took us for dead, and went on
+                there = self.get(digest)
             if there is not None:
                 disk.remove(temporary)
             path = there or self._published(temporary, digest, facts)
@@ -465,43 +531,13 @@ class Cache:
                 large and not full and not isinstance(error, (DigestMismatch, Conflict))
             ):  # what has come is not lost: the next one goes on from there
                 with contextlib.suppress(OSError):
-                    os.rename(temporary, os.path.join(folder, f"{key}.{_FREE}.{uuid.uuid4().hex}"))
+                    os.rename(temporary, os.path.join(folder, unfinished.freed(key or "")))
             else:
                 disk.remove(temporary)
             raise
         if large:
-            self._sweep_partial(f"{key}.")
+            unfinished.sweep(folder, f"{key}.")
         return path, digest
-
-    def _adopted(self, key: str, size: int, temporary: str) -> int | None:
-        """Return the open file of an interrupted transfer of *key*, ours from now on; None if there is none.
-
-        It is claimed by a rename, so one process gets it. Its bytes are hashed before they count.
-        """
-        folder = os.path.dirname(temporary)
-        for name in _names(folder):
-            path = os.path.join(folder, name)
-            if not name.startswith(f"{key}."):
-                continue
-            try:
-                if name.split(".")[1] != _FREE and not disk.is_left_over(name, os.lstat(path).st_mtime):
-                    continue
-                os.rename(path, temporary)
-            except OSError:
-                continue  # somebody else was faster
-            try:
-                fd = os.open(temporary, os.O_RDWR | disk.READ)
-            except OSError:  # a link, a folder, or not ours
-                disk.remove(temporary)
-                disk.remove_tree(temporary)
-                continue
-            info = os.fstat(fd)
-            mine = not hasattr(os, "geteuid") or info.st_uid == os.geteuid()
-            if stat.S_ISREG(info.st_mode) and info.st_nlink == 1 and mine and info.st_size <= size:
-                return fd
-            os.close(fd)
-            disk.remove(temporary)
-        return None
 
     def _transfer(self, file: File, store: BlobStore, fd: int, progress: Progress | None) -> None:
         for last in (False, True):
@@ -516,24 +552,66 @@ class Cache:
                     os.ftruncate(fd, 0)
                     os.lseek(fd, 0, os.SEEK_SET)
                 progress = None
+            except StoreUnavailable as error:
+                if error.errno not in _FULL:
+                    raise
+                raise disk.unavailable(  # the store knows only that what it was given is full
+                    OSError(error.errno, ""), "write to the cache", self.path
+                ) from error
             else:
                 return
 
-    def _overlay(self, error: StoreUnavailable) -> Cache:
-        """Return a cache of this user alone that stands before this one, which cannot be written; else raise *error*."""
-        import tempfile
+    def _over(self) -> Cache | None:
+        """Return the overlay (see `_overlay`) where this cache needs one and there is one already."""
+        if self._above is None and self._base is None and self._baked() and not os.access(self._v1, os.W_OK):
+            with contextlib.suppress(StoreUnavailable):
+                path = whereabouts.overlay(self.path)
+                if os.path.isdir(path) and path != self.path:
+                    whereabouts.owned(os.path.dirname(path))
+                    self._above = Cache(path, base=self)
+        return self._above
 
-        path = os.path.join(
-            tempfile.gettempdir(),
-            f"modelhub-{os.getuid() if hasattr(os, 'getuid') else 'cache'}",
-            "over-" + hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16],
-        )
-        if error.errno not in _NO_ENTRY or self._base is not None or self.path == path or not self._baked():
+    def _overlay(self, error: StoreUnavailable, *, told: bool = True) -> Cache:
+        """Return a cache of this user alone that stands before this one, which cannot be written; else raise *error*.
+
+        *error* is that of writing here: what a store refuses is no reason. With *told* a person is told.
+        """
+        ours = error.errno in _NO_ENTRY and error.facts.get("cache") == self.path
+        if not ours or self._base is not None or not self._baked():
             raise error
         if self._above is None:
-            log.warning("The cache %s cannot be written: what is missing there goes to %s.", self.path, path)
+            path = whereabouts.overlay(self.path)
+            if path == self.path:
+                raise error
+            whereabouts.owned(os.path.dirname(path))
             self._above = Cache(path, base=self)
+        if told and not self._told:
+            log.warning(
+                "The cache %s cannot be written: what is missing there goes to %s.",
+                self.path,
+                self._above.path,
+            )
+            self._told = True
         return self._above
+
+    def _below(self, path: str, base: Cache) -> str:
+        """Return where in this overlay is noted what would be noted at *path* in its *base*."""
+        return os.path.join(self._v1, "below", os.path.relpath(path, base._v1))
+
+    def _noted(self, path: str, data: bytes) -> bool:
+        """Note what was verified in this cache, at *path* or in this user's overlay; return whether that could be done."""
+        try:
+            over = self._over()
+            if over is None:
+                try:
+                    self._put(path, data)
+                except StoreUnavailable as error:
+                    over = self._overlay(error, told=False)
+            if over is not None:
+                over._put(over._below(path, self), data)
+        except StoreUnavailable:
+            return False
+        return True
 
     def _baked(self) -> bool:
         """Return whether somebody has filled this cache: else its place is a mistake that had better be told."""
@@ -546,12 +624,45 @@ class Cache:
                 yield
             except OSError as exc:
                 if exc.errno in _NO_ENTRY:
-                    raise StoreUnavailable(
-                        f"The cache {shown(self.path)} cannot be written: {os.strerror(exc.errno or 0)}.",
-                        hint="Set MODELHUB_CACHE_DIR (or cache_dir=) to an absolute path that is writable.",
-                        errno=exc.errno,
-                    ) from exc
+                    raise self._refused(exc.errno) from exc
                 raise
+
+    def _refused(self, number: int | None) -> StoreUnavailable:
+        """Return the error for a cache that this user cannot write, or not even read."""
+        reason = os.strerror(number or 0)
+        if self._is_closed():
+            return StoreUnavailable(
+                f"The cache {shown(self.path)} cannot be read: {reason}.",
+                hint="Let its owner open it to others (chmod -R a+rX), or set MODELHUB_CACHE_DIR to another folder.",
+                errno=number,
+                cache=self.path,
+            )
+        return StoreUnavailable(
+            f"The cache {shown(self.path)} cannot be written: {reason}.",
+            hint="Set MODELHUB_CACHE_DIR (or cache_dir=) to an absolute path that is writable.",
+            errno=number,
+            cache=self.path,
+        )
+
+    def _is_closed(self) -> bool:
+        """Return whether there is a cache that this user may not look into."""
+        looked_into = [os.path.join(self._v1, part) for part in ("blobs", "folders")]
+        for folder in (self.path, self._v1, *looked_into):
+            try:
+                os.lstat(folder)
+            except PermissionError:
+                return True
+            except OSError:
+                continue
+            need = os.R_OK | os.X_OK if folder in looked_into else os.X_OK
+            if os.path.isdir(folder) and not os.access(folder, need):
+                return True
+        return False
+
+    def _check_open(self) -> None:
+        """Raise StoreUnavailable if this user may not look into the cache: then what is there cannot be told."""
+        if self._is_closed():
+            raise self._refused(errno.EACCES)
 
     # ---- a folder
 
@@ -575,12 +686,15 @@ class Cache:
         """
         _check_verify(verify)
         name = digest if digest is not None else manifest.digest(files)
-        final = self._folder(name)
-        if verify != "always" and self._as_verified(name, final):
+        if verify != "always" and (there := self._verified_folder(name)) is not None:
             if progress is not None:
                 progress(sum(file.size for file in files))
-            return Path(final)
-        with self.lease(files):
+            return there
+        over = self._over()
+        if over is not None:
+            return over.folder(files, store, digest=digest, progress=progress, verify=verify)
+        final = self._folder(name)
+        with self.lease(files, name):
             for turn in range(8):  # more than once only if somebody damages or prunes the cache meanwhile
                 try:
                     paths = self.fetch_all(files, store, progress=None if turn else progress, verify=verify)
@@ -599,22 +713,41 @@ class Cache:
     def cached_folder(
         self, files: Sequence[File], *, digest: str | None = None, verify: Verify = None
     ) -> Path | None:
-        """Return the folder of *files* if all their bytes are cached already, else None (for offline use)."""
+        """Return the folder of *files* if all their bytes are cached already, else None (for offline use).
+
+        Raises:
+            StoreUnavailable: the cache cannot be read, or its disk failed.
+        """
         _check_verify(verify)
         name = digest if digest is not None else manifest.digest(files)
+        if verify != "always" and (there := self._verified_folder(name)) is not None:
+            return there
+        over = self._over()
+        if over is not None:
+            return over.cached_folder(files, digest=digest, verify=verify)
+        self._check_open()
         final = self._folder(name)
-        if verify != "always" and self._as_verified(name, final):
-            return Path(final)
         paths: dict[str, Path] = {}
         for file in files:
             found = self.get(file.digest, file.size, verify=verify)
             if found is None:
                 return None
             paths[file.digest] = found
-        if not self._made(final, files, paths):
+        try:
+            made = self._made(final, files, paths)
+        except StoreUnavailable as error:
+            return self._overlay(error).cached_folder(files, digest=digest, verify=verify)
+        if not made:
             return None
         self._note_whole(name, final)
         return Path(final)
+
+    def _verified_folder(self, digest: str) -> Path | None:
+        """Return the folder that was verified and is as it was then, here or in the overlay."""
+        for cache in self._looks():
+            if cache._as_verified(digest, final := cache._folder(digest)):
+                return Path(final)
+        return None
 
     def _folder(self, digest: str) -> str:
         return os.path.join(self._v1, "folders", digest[7:])
@@ -622,34 +755,43 @@ class Cache:
     def _as_verified(self, digest: str, final: str) -> bool:
         """Return whether the folder is in the very state in which it was verified; notes the use, at most hourly."""
         note = os.path.join(self._v1, "whole", digest[7:])
-        try:
-            fd, _ = disk.open_regular(note)
-            try:
-                known = os.read(fd, 100).decode("ascii", "replace")
-            finally:
-                os.close(fd)
-        except OSError:
-            known = self._whole.get(digest, "")
-        if not known or _state(final) != known:
-            return False
-        self._seen(note)
-        return True
+        state: str | None = None
+        for known in filter(None, self._known(note, digest)):
+            state = state or _state(final)
+            if state is None:
+                return False
+            if state == known:
+                self._seen(note)
+                return True
+        return False
+
+    def _known(self, note: str, digest: str) -> Iterator[str]:
+        """Yield the states of a folder that were noted, also where this cache cannot be written."""
+        yield _text(note)
+        over = self._over()
+        if over is not None:
+            yield _text(over._below(note, self))
+        yield self._whole.get(digest, "")
 
     def _note_whole(self, digest: str, final: str) -> None:
         """Note the state of a folder that was just verified, for `_as_verified`; best effort."""
         state = _state(final)
-        if state is not None:
-            try:
-                self.keep(os.path.join(self._v1, "whole", digest[7:]), state.encode())
-            except ModelHubError:
-                self._whole[digest] = state
+        note = os.path.join(self._v1, "whole", digest[7:])
+        if state is not None and not self._noted(note, state.encode()):
+            self._whole[digest] = state
 
     def _is_whole(self, final: str, files: Sequence[File], paths: dict[str, Path]) -> bool:
-        """Return whether the folder holds exactly *files*, each the same inode as the verified blob."""
+        """Return whether the folder holds exactly *files*, each the same inode as the verified blob, or as good.
+
+        Raises:
+            StoreUnavailable: it cannot be read just now, and may be whole.
+        """
         expected = {file.path: file for file in files}
         try:
             found = staging.listing(final)
-        except (OSError, StoreUnavailable):
+        except StoreUnavailable as error:
+            if error.errno not in (*_WRONG, *_NO_ENTRY):
+                raise
             return False
         if found is None or set(found) != set(expected):
             return False
@@ -666,7 +808,11 @@ class Cache:
             try:  # a copy, where there are no hard links; or another file's bytes
                 if disk.hash_file(os.path.join(os.fsencode(final), disk.raw(path)))[0] != file.digest:
                     return False
-            except (NotFound, StoreUnavailable):
+            except NotFound:
+                return False
+            except StoreUnavailable as error:
+                if error.errno not in (*_WRONG, *_NO_ENTRY):
+                    raise
                 return False
         return True
 
@@ -677,8 +823,8 @@ class Cache:
         staged = os.path.join(self._v1, "tmp", disk.temporary(os.path.basename(final)))
         try:
             with self._writing():
-                disk.make_dirs(os.path.dirname(final), 0o700)
-                disk.make_dirs(os.path.dirname(staged), 0o700)
+                self._make(os.path.dirname(final))
+                self._make(os.path.dirname(staged))
                 staging.stage(staged, files, lambda file: paths[file.digest], how="share", frozen=True)
                 if os.path.lexists(final):
                     if self._is_whole(final, files, paths):
@@ -687,8 +833,10 @@ class Cache:
                 with contextlib.suppress(FileExistsError, IsADirectoryError, NotADirectoryError):
                     os.rename(staged, final)
                     os.chmod(final, 0o555)  # noqa: S103 - read-only; only now: such a folder cannot be moved
-        except OSError as exc:
-            if exc.errno not in (errno.ENOENT, errno.ENOTEMPTY):  # pruned meanwhile, or made by another
+        except StoreUnavailable as error:
+            if error.errno in _NO_ENTRY:
+                raise self._refused(error.errno) from error
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):  # pruned meanwhile, or made by another
                 raise
         finally:
             if os.path.lexists(staged):
@@ -698,68 +846,127 @@ class Cache:
     # ---- the whole
 
     def info(self) -> CacheInfo:
-        """Return what the cache holds."""
+        """Return what the cache holds.
+
+        Raises:
+            StoreUnavailable: it cannot be read.
+        """
+        self._check_open()
         blobs = list(self._blobs())
-        folders = _names(os.path.join(self._v1, "folders"))
+        folders = self._folders(blobs)
         unfinished = 0
         for part in ("tmp", "partial", "bad"):
             found = staging.listing(os.path.join(self._v1, part))
             unfinished += sum(info.st_size for info in (found or {}).values())
-        size = sum(info.st_size for _, _, info in blobs)
+        size = sum(info.st_size for *_, info in blobs) + sum(folder.size for folder in folders)
         return CacheInfo(self.path, len(blobs), len(folders), size, unfinished, bound())
 
     def verify(self, *, progress: Progress | None = None) -> tuple[str, ...]:
-        """Read every cached blob; remove those whose bytes are wrong, and return their digests.
+        """Read every cached blob, and copies in folders; remove what is wrong, and return the digests of that.
 
-        *progress* is called with the bytes read. What was removed is fetched anew when it is next needed.
+        Of a folder it is the digest of its manifest, for one of a whole version that of the version. *progress* is
+        called with the bytes read. What was removed is fetched anew when it is next needed.
+
+        Raises:
+            StoreUnavailable: something could not be read, and stayed; all else was looked at.
         """
-        wrong = []
-        for digest, _, info in list(self._blobs()):
-            if self.get(digest, info.st_size, verify="always") is None:
-                wrong.append(digest)
+        self._check_open()
+        blobs = list(self._blobs())
+        wrong: list[str] = []
+        unread: list[StoreUnavailable] = []
+        for digest, _, info in blobs:
+            try:
+                if self._right(digest, info.st_size, "always") is None:
+                    wrong.append(digest)
+            except StoreUnavailable as error:
+                unread.append(error)
             if progress is not None:
                 progress(info.st_size)
+        digests = {(info.st_dev, info.st_ino): digest for digest, _, info in blobs}
+        for folder in self._folders(blobs):
+            try:
+                if folder.copies and not self._is_right(folder, digests, progress):
+                    self._condemn(folder.path, os.path.basename(folder.path))
+                    wrong.append(folder.digest)
+            except StoreUnavailable as error:
+                unread.append(error)
+        if unread:
+            raise StoreUnavailable(
+                f"{len(unread)} entries of the cache {shown(self.path)} could not be read, and stay; {len(wrong)} were"
+                f" wrong, and are removed. {unread[0].message}",
+                hint=unread[0].hint,
+                errno=unread[0].errno,
+            )
         return tuple(wrong)
+
+    def _is_right(
+        self, folder: _Folder, blobs: dict[tuple[int, int], str], progress: Progress | None
+    ) -> bool:
+        """Return whether a folder that has copies is what its name says: the digest of the manifest of its files."""
+        files = []
+        try:
+            for path, info in (staging.listing(folder.path) or {}).items():
+                digest = blobs.get((info.st_dev, info.st_ino))
+                if digest is None:
+                    name = os.path.join(os.fsencode(folder.path), disk.raw(path))
+                    digest = disk.hash_file(name, progress=progress)[0]
+                files.append(File(path, info.st_size, digest))
+            return manifest.digest(files) == folder.digest
+        except StoreUnavailable as error:
+            if error.errno not in _WRONG:
+                raise
+            return False
+        except ModelHubError:  # gone, or a name that no version has
+            return False
 
     def prune(self, max_size: int | None = None, *, unfinished: bool = True) -> int:
         """Remove what was used longest ago until at most *max_size* bytes are left; return the bytes freed.
 
         None is the bound of the environment, and without one no blob goes. Folders that need a removed
-        blob go with it. What a living process is linking just now stays; a process that still reads a file
-        that is removed reads on. With *unfinished* transfers that were interrupted go too.
+        blob go with it; one that is a copy goes by its own last use. What a living process is linking just now stays; a
+        process that still reads a file that is removed reads on. With *unfinished* transfers that were interrupted go
+        too, without it only if the rest is too large with them.
 
         Raises:
-            StoreUnavailable: the cache cannot be written.
+            StoreUnavailable: the cache cannot be read or written.
         """
         if max_size is None:
             max_size = bound()
+        self._check_open()
         self.sweep(partial=unfinished)
         if max_size is None:
             return 0
-        folders = self._folders()
+        blobs = list(self._blobs())
+        folders = self._folders(blobs)
         used_in: dict[tuple[int, int], float] = {}
-        for _, last, inodes in folders:
-            for inode in inodes:
-                used_in[inode] = max(last, used_in.get(inode, 0.0))
-        used = sorted(
-            (max(_last_use(path, info), used_in.get((info.st_dev, info.st_ino), 0.0)), digest, path, info)
-            for digest, path, info in self._blobs()
-        )
+        for folder in folders:
+            for inode in folder.inodes:
+                used_in[inode] = max(folder.used, used_in.get(inode, 0.0))
         leased = self._leased()
-        total = sum(info.st_size for *_, info in used)
-        going = []
-        freed = 0
-        for _, digest, path, info in used:
-            if total - freed <= max_size and (max_size or info.st_size):
+        used: list[tuple[float, str, str, int]] = [
+            (0.0, f"sha256:{key}", path, size) for key, path, size in self._idle()
+        ]
+        used += [
+            (folder.used, folder.digest, folder.path, folder.size) for folder in folders if folder.copies
+        ]
+        for digest, path, info in blobs:
+            last = max(_last_use(path, info), used_in.get((info.st_dev, info.st_ino), 0.0))
+            used.append((last, digest, path, info.st_size))
+        total = sum(size for *_, size in used)
+        going: list[tuple[str, str, int]] = []
+        left = total
+        for _, digest, path, size in sorted(used):
+            if left <= max_size and (max_size or size):
                 break
             if digest not in leased:
-                going.append((digest, path, info))
-                freed += info.st_size
-        self._remove(going, folders)
-        return freed
+                going.append((digest, path, size))
+                left -= size
+        return self._remove(going, folders)
 
     def drop(self, digests: Iterable[str]) -> int:
         """Remove these blobs, and the folders that hold them; return the bytes freed. Unknown ones are fine.
+
+        A folder that is a copy does not tell what it holds: all of those go.
 
         Raises:
             StoreUnavailable: the cache cannot be written.
@@ -768,13 +975,17 @@ class Cache:
         for digest in digests:
             path = self._blob(digest)
             with contextlib.suppress(OSError):
-                going.append((digest, path, os.lstat(path)))
-        if going:
-            self._remove(going, self._folders())
-        return sum(info.st_size for *_, info in going)
+                going.append((digest, path, os.lstat(path).st_size))
+        folders = self._folders(list(self._blobs()))
+        copies = [(one.digest, one.path, one.size) for one in folders if one.copies]
+        return self._remove(going + copies, folders, spare=False)
 
     def clear(self) -> int:
-        """Remove everything that is cached and return the bytes freed; what is being linked stays."""
+        """Remove everything that is cached and return the bytes freed; what is being linked stays.
+
+        Raises:
+            StoreUnavailable: the cache cannot be read or written.
+        """
         freed = self.prune(0)
         place.forget(self.records, age=0)
         leased = self._leased()
@@ -783,33 +994,56 @@ class Cache:
                 self._condemn(os.path.join(self._v1, "folders", name), name)
         return freed
 
-    def _folders(self) -> list[tuple[str, float, set[tuple[int, int]]]]:
-        """Return name, last use and inodes of every folder."""
+    def _folders(self, blobs: Iterable[tuple[str, str, os.stat_result]]) -> list[_Folder]:
+        """Return what is to be known of every folder."""
+        inodes = {(info.st_dev, info.st_ino) for *_, info in blobs}
         found = []
         for name in _names(os.path.join(self._v1, "folders")):
-            listed = staging.listing(os.path.join(self._v1, "folders", name)) or {}
+            path = os.path.join(self._v1, "folders", name)
+            infos = {(info.st_dev, info.st_ino): info for info in (staging.listing(path) or {}).values()}
             last = 0.0
             with contextlib.suppress(OSError):
                 last = os.lstat(os.path.join(self._v1, "whole", name)).st_mtime
-            found.append((name, last, {(info.st_dev, info.st_ino) for info in listed.values()}))
+            own = [info for inode, info in infos.items() if inode not in inodes]
+            size = sum(info.st_size for info in own if info.st_nlink == 1)
+            found.append(_Folder(f"sha256:{name}", path, last, frozenset(infos), bool(own), size))
         return found
 
     def _remove(
-        self,
-        blobs: Sequence[tuple[str, str, os.stat_result]],
-        folders: Sequence[tuple[str, float, set[tuple[int, int]]]],
-    ) -> None:
-        """Remove blobs; first the folders that are made of them, so that no folder loses a file."""
-        gone = {(info.st_dev, info.st_ino) for *_, info in blobs}
-        for name, _, inodes in folders:
-            if inodes & gone:
-                self._condemn(os.path.join(self._v1, "folders", name), name)
-        for digest, path, _ in blobs:
+        self, going: Sequence[tuple[str, str, int]], folders: Sequence[_Folder], *, spare: bool = True
+    ) -> int:
+        """Remove blobs, folders of copies and idle transfers; return the bytes freed.
+
+        Folders that are made of a blob go first, so that no folder loses a file. With *spare* leases are looked at
+        before each blob: whoever got one meanwhile has found the blob, and is about to link it.
+        """
+        paths = {path for _, path, _ in going}
+        gone = set()
+        for path in paths:
+            with contextlib.suppress(OSError):
+                info = os.lstat(path)
+                gone.add((info.st_dev, info.st_ino))
+        for folder in folders:
+            if folder.path in paths or folder.inodes & gone:
+                self._condemn(folder.path, os.path.basename(folder.path))
+        leases, stay, freed = os.path.join(self._v1, "leases"), set[str](), 0
+        known: list[str] = []
+        for digest, path, size in going:
+            if spare and (names := _names(leases)) != known:
+                known, stay = names, self._leased()
+            if os.path.isdir(path) or digest in stay:
+                continue
             with self._writing():
                 disk.remove(path + ".note")
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
+            freed += size
             self._verified.pop(digest, None)
+        return freed
+
+    def _idle(self) -> Iterator[tuple[str, str, int]]:
+        """Yield key, path and size of transfers that nobody goes on with just now."""
+        return unfinished.idle(os.path.join(self._v1, "partial"))
 
     def sweep(self, older_than: float | None = None, *, partial: bool = False) -> int:
         """Remove what killed writers left behind, and wrong entries; return how many.
@@ -823,9 +1057,8 @@ class Cache:
         count += place.forget(self.records)
         count += disk.sweep(os.path.join(self._v1, "leases"), older_than=older_than)
         count += disk.sweep(os.path.join(self._v1, "bad"), older_than=0)
-        count += self._sweep_partial(
-            "", None if partial or older_than is not None else _ABANDONED, older_than
-        )
+        age = None if partial or older_than is not None else _ABANDONED
+        count += unfinished.sweep(os.path.join(self._v1, "partial"), "", age, older_than)
         for name in _names(locks):
             path = os.path.join(locks, name)
             with contextlib.suppress(OSError):
@@ -846,34 +1079,22 @@ class Cache:
                 disk.remove(os.path.join(self._v1, "whole", name))
         return count
 
-    def _sweep_partial(self, start: str, age: float | None = None, older_than: float | None = None) -> int:
-        """Remove interrupted transfers whose names begin so, if nobody works at them and they are *age* seconds old."""
-        folder, count = os.path.join(self._v1, "partial"), 0
-        for name in _names(folder):
-            path = os.path.join(folder, name)
-            if not name.startswith(start):
-                continue
-            with contextlib.suppress(OSError):
-                changed = os.lstat(path).st_mtime
-                dead = f".{_FREE}." in name or disk.is_left_over(name, changed, older_than=older_than)
-                if dead and (age is None or abs(time.time() - changed) > age):
-                    os.unlink(path)
-                    count += 1
-        return count
-
     # ---- who is at it
 
     @contextlib.contextmanager
-    def lease(self, files: Iterable[File]) -> Iterator[None]:
+    def lease(self, files: Iterable[File], folder: str | None = None) -> Iterator[None]:
         """Keep *files* from being pruned while the block runs; best effort, as a lock is not needed for it.
 
-        Whoever links a file that was pruned nevertheless fetches it again.
+        And the *folder* of that digest, where it is a copy. Whoever links a file that was pruned nevertheless fetches
+        it again. If anything was fetched in the block the bound is kept after it: leases of others may be gone by then.
         """
-        name = self._leasing(files)
+        files, before = tuple(files), self._fetched
         try:
-            yield
+            with self._leasing(files, folder):
+                yield
         finally:
-            disk.remove(name)
+            if self._fetched != before:
+                self._kept_within(files, folder)
 
     @contextlib.contextmanager
     def holding(self) -> Iterator[Callable[[Iterable[File]], None]]:
@@ -881,23 +1102,33 @@ class Cache:
 
         The bound is kept only afterwards. The function that is yielded tells other processes what is held, as a lease.
         """
-        names: list[str] = []
         holder = object()
-        self._holders.add(holder)
-        try:
-            yield lambda files: names.append((self._above or self)._leasing(files))
-        finally:
-            for name in names:
-                disk.remove(name)
-            self._holders.discard(holder)
-            if names:
-                (self._above or self)._kept_within(bound(), ())
+        with contextlib.ExitStack() as held:
+            self._holders.add(holder)
+            names: list[str] = []
 
-    def _leasing(self, files: Iterable[File]) -> str:
+            def hold(files: Iterable[File]) -> None:
+                names.append("")
+                held.enter_context((self._over() or self)._leasing(files))
+
+            try:
+                yield hold
+            finally:
+                held.close()
+                self._holders.discard(holder)
+                if names:
+                    (self._over() or self)._kept_within(())
+
+    @contextlib.contextmanager
+    def _leasing(self, files: Iterable[File], folder: str | None = None) -> Iterator[None]:
         name = os.path.join(self._v1, "leases", disk.temporary("lease"))
-        with contextlib.suppress(ModelHubError):
-            self.keep(name, "\n".join(file.digest for file in files).encode())
-        return name
+        digests = [file.digest for file in files] + ([] if folder is None else [folder])
+        try:  # first of all: Ctrl-C while it is written leaves none either
+            with contextlib.suppress(ModelHubError):
+                self._put(name, "\n".join(digests).encode())
+            yield
+        finally:
+            disk.remove(name)
 
     def _leased(self) -> set[str]:
         """Return the digests that living processes are linking."""
@@ -930,7 +1161,7 @@ class Cache:
 
     def _note(self, path: str) -> tuple[int, int, int] | None:
         try:
-            fd, _ = disk.open_regular(path + ".note")
+            fd, _ = disk.open_regular(path)
         except OSError:
             return None
         try:
@@ -942,17 +1173,8 @@ class Cache:
             os.close(fd)
 
     def _write_note(self, path: str, facts: tuple[int, int, int]) -> None:
-        """Note *facts* beside the blob; without a note its bytes are merely read again next time."""
-        temporary = os.path.join(self._v1, "tmp", disk.temporary("note"))
-        try:
-            fd = disk.create(temporary, 0o600)
-            try:
-                disk.write_all(fd, b"1 %d %d %d\n" % facts)
-            finally:
-                os.close(fd)
-            os.replace(temporary, path + ".note")
-        except OSError:
-            disk.remove(temporary)
+        """Note *facts* of the blob; without a note its bytes are merely read again next time."""
+        self._noted(path + ".note", b"1 %d %d %d\n" % facts)
 
     def _seen(self, note: str) -> None:
         """Mark the use in the note's mtime, for `prune`; at most once an hour."""
@@ -970,7 +1192,7 @@ class Cache:
         self._whole.clear()
         bad = os.path.join(self._v1, "bad")
         try:
-            disk.make_dirs(bad, 0o700)
+            self._make(bad)
             moved = os.path.join(bad, disk.temporary(os.path.basename(path)))
             if os.path.isdir(path) and not os.path.islink(path):
                 os.chmod(path, 0o700)  # a read-only folder cannot be moved to another parent
@@ -987,8 +1209,12 @@ class Cache:
         blob, waited = self._blob(digest), False
         while True:
             try:
-                disk.make_dirs(os.path.dirname(name), 0o700)
-                fd = os.open(name, disk.LOCK, 0o600)
+                mode = self._make(os.path.dirname(name)) & 0o666
+                fd = os.open(name, disk.LOCK, mode)
+                with contextlib.suppress(
+                    OSError, AttributeError
+                ):  # whatever the umask is; another user's is as it is
+                    os.fchmod(fd, mode)
             except OSError:
                 yield True
                 return
@@ -1018,14 +1244,15 @@ class Cache:
                 break  # its holder is stopped or hangs: fetch as well
         return waited
 
-    def _marks(self, digest: str) -> tuple[tuple[str, int], ...]:
+    def _marks(self, digest: str) -> tuple[tuple[str, int, int], ...]:
         """Return how far others have come with *digest*."""
         found = []
         for folder in (os.path.join(self._v1, "tmp"), os.path.join(self._v1, "partial")):
             for name in _names(folder):
                 if name.startswith(digest[7 : 7 + SAME]):
                     with contextlib.suppress(OSError):
-                        found.append((name, os.lstat(os.path.join(folder, name)).st_size))
+                        info = os.lstat(os.path.join(folder, name))
+                        found.append((name, info.st_size, info.st_mtime_ns))
         return tuple(found)
 
 
@@ -1078,6 +1305,18 @@ def _state(folder: str) -> str | None:
     return hashlib.sha256(text).hexdigest()
 
 
+def _text(path: str) -> str:
+    """Return the first hundred bytes of a small note, "" where there is none."""
+    try:
+        fd, _ = disk.open_regular(path)
+        try:
+            return os.read(fd, 100).decode("ascii", "replace")
+        finally:
+            os.close(fd)
+    except OSError:
+        return ""
+
+
 def _facts(info: os.stat_result) -> tuple[int, int, int]:
     return info.st_size, info.st_mtime_ns, info.st_ino
 
@@ -1094,3 +1333,6 @@ def _names(folder: str) -> list[str]:
         return sorted(os.listdir(folder))
     except OSError:
         return []
+
+
+__all__ = ["SAME", "Cache", "CacheInfo", "bound", "locate", "parse_size"]

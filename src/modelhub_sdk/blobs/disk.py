@@ -35,6 +35,7 @@ EMPTY = "sha256:" + hashlib.sha256(b"").hexdigest()
 _INLINE = 4 * CHUNK  # below this a second thread costs more than it saves
 _FLUSH = 32 * CHUNK  # start writing to the disk this often
 _STEP = 8 * CHUNK  # what the kernel copies at once: Ctrl-C and the progress wait for no more
+_ALIVE = 1.0  # seconds between two signs that somebody is at an unfinished file
 _NO_SENDFILE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSOCK)  # not on this file system
 _STALE = 24 * 3600.0  # a temporary file of an unknown owner is left over after this many seconds
 
@@ -140,10 +141,10 @@ def fsync_dir(path: Name | int) -> None:
             os.close(fd)
 
 
-def make_dirs(path: str, mode: int = 0o777, *, _again: bool = False) -> bool:
+def make_dirs(path: str, mode: int = 0o777, *, exact: bool = False, _again: bool = False) -> bool:
     """Create the folder *path* and those above it, durably; return whether it was missing.
 
-    A umask that would lock this very user out (0777) is corrected.
+    A umask that would lock this very user out (0777) is corrected; with *exact* any, so that new folders have *mode*.
     """
     try:
         os.mkdir(path, mode)
@@ -160,16 +161,19 @@ def make_dirs(path: str, mode: int = 0o777, *, _again: bool = False) -> bool:
             closed |= _unlock(folder, os.stat(folder))
         if not closed and _again:
             raise
-        return make_dirs(path, mode, _again=True)
+        return make_dirs(path, mode, exact=exact, _again=True)
     except FileNotFoundError:
         parent = os.path.dirname(path)
         if os.path.isdir(parent) and _again:  # a place like /proc, where nothing can be made
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path) from None
         if not parent or parent == path:
             raise
-        make_dirs(parent, mode)
-        return make_dirs(path, mode, _again=True)
-    if os.stat(path).st_mode & 0o700 != mode & 0o700:
+        make_dirs(parent, mode, exact=exact)
+        return make_dirs(path, mode, exact=exact, _again=True)
+    found = os.stat(path).st_mode
+    if exact and found & 0o1777 != mode:
+        os.chmod(path, mode | found & stat.S_ISGID)  # the group goes on to what is made in it
+    elif found & 0o700 != mode & 0o700:
         os.chmod(path, mode & 0o700)
     fsync_dir(os.path.dirname(path) or ".")
     return True
@@ -594,32 +598,51 @@ def _copy_inline(
 
 
 def go_on(
-    reader_from: Callable[[int], Reader], fd: int | None, size: int, progress: Progress | None
+    reader_from: Callable[[int], Reader],
+    fd: int | None,
+    size: int,
+    progress: Progress | None,
+    *,
+    where: object = "the copy",
 ) -> tuple[str, int]:
     """Copy a blob of *size* bytes to the descriptor *fd* (None: only hash); return digest and size of all that came.
 
     What *fd* holds already is taken for the first bytes: they are hashed, and ``reader_from(count)``, which is
     closed in the end, gives the rest. More than *size* bytes are thrown away first, as they are not what is wanted.
+    While bytes are hashed the mtime of *fd* tells others that somebody is at it.
 
     Raises:
-        StoreUnavailable: *fd* cannot be read or written, or the reader's own errors.
+        StoreUnavailable: *fd* (which is *where*) cannot be read or written, or the reader's own errors.
     """
     hasher, done = hashlib.sha256(), 0
     if fd is not None:
-        with translated("read", "an unfinished file"):
+        with translated("read", where):
             if (there := os.fstat(fd).st_size) > size:
                 os.ftruncate(fd, 0)
                 there = 0
             os.lseek(fd, 0, os.SEEK_SET)
+            told = -_ALIVE
             while done < there and (piece := os.read(fd, min(CHUNK, there - done))):
                 hasher.update(piece)
                 done += len(piece)
                 if progress is not None:
                     progress(len(piece))
+                if time.monotonic() - told > _ALIVE:
+                    told = time.monotonic()
+                    with contextlib.suppress(OSError, TypeError):  # a system that can do so by path only
+                        os.utime(fd)
     reader = reader_from(done)
     try:
         return copy(
-            reader, fd, size=size, at_most=size, progress=progress, flush=True, begun=hasher, total=done
+            reader,
+            fd,
+            size=size,
+            at_most=size,
+            progress=progress,
+            where=where,
+            flush=True,
+            begun=hasher,
+            total=done,
         )
     finally:
         reader.close()
