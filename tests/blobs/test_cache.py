@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -702,28 +703,27 @@ def test_a_hanging_holder_is_not_waited_for(
         assert cache.fetch(files[0], store).read_bytes() == pattern(5000)
 
 
+@pytest.mark.parametrize("alive", [True, False])
 def test_a_sign_of_life_is_progress(
-    cache: Cache, store: Counting, files: tuple[File, ...], monkeypatch: pytest.MonkeyPatch
+    cache: Cache, store: Counting, files: tuple[File, ...], monkeypatch: pytest.MonkeyPatch, alive: bool
 ) -> None:
     """Who hashes what had come before writes nothing for long, and is waited for as its file's time tells of it."""
-    import fcntl
-
-    monkeypatch.setattr(cache_module, "_STALLED", 0.2)
-    lock = Path(cache.path, "v1", "locks", files[0].digest[7:])
     partial = Path(cache.path, "v1", "partial", f"{files[0].digest[7:]}.x.1.y")
-    for path in (lock, partial):
-        path.parent.mkdir(parents=True)
-        path.touch()
-    over = threading.Event()
-    waiting = threading.Thread(target=lambda: cache.fetch(files[0], store) and over.set())
-    with open(lock, "w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        waiting.start()
-        for turn in range(12):
-            os.utime(partial, (turn, turn))
-            assert not over.wait(0.05)
-    waiting.join()
-    assert store.fetched == [files[0].digest]
+    partial.parent.mkdir(parents=True)
+    partial.touch()
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        if alive:
+            os.utime(partial, (now[0], now[0]))
+
+    clock = SimpleNamespace(sleep=sleep, monotonic=lambda: now[0], time=time.time)
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module, "time", clock)
+        patch.setattr(disk, "try_lock", lambda fd: now[0] >= 100)
+        cache.fetch(files[0], store)
+    assert (now[0] >= 100) is alive
 
 
 def test_hashing_what_is_there_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -674,8 +674,13 @@ def test_what_an_earlier_process_fetched_is_found(
         kept = mine.note(pin).read_bytes() if mine.note(pin.parent).is_dir() else b""
         return folder is not None, mixed is not None, kept, mine.get(versions[1][0].digest) is not None
 
+    def purged() -> tuple[int, bool]:
+        mine = Cache(cache.path)
+        return mine.drop([versions[1][0].digest]) >= 4096, mine.cached_folder(versions[1]) is None
+
     as_nobody(first)
     assert as_nobody(later) == (True, True, b"{}", True)
+    assert as_nobody(purged) == (True, True)
     assert not pin.exists()
 
 

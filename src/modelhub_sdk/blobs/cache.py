@@ -408,9 +408,8 @@ class Cache:
             return over.take(opener, size, key=key, progress=progress)
         limit = bound()
         if limit is not None:
-            with self._leasing(
-                [] if key is None else [File("", size or 0, f"sha256:{key}")]
-            ):  # what has come of it
+            come = [] if key is None else [File("", size or 0, f"sha256:{key}")]  # of an earlier transfer
+            with self._leasing(come):
                 self._make_room(limit, size or 0)
         begun = False
 
@@ -966,11 +965,15 @@ class Cache:
     def drop(self, digests: Iterable[str]) -> int:
         """Remove these blobs, and the folders that hold them; return the bytes freed. Unknown ones are fine.
 
-        A folder that is a copy does not tell what it holds: all of those go.
+        A folder that is a copy does not tell what it holds: all of those go. Of a cache that cannot be written
+        this user's overlay loses them.
 
         Raises:
             StoreUnavailable: the cache cannot be written.
         """
+        over = self._over()
+        if over is not None:
+            return over.drop(digests)
         going = []
         for digest in digests:
             path = self._blob(digest)
