@@ -860,6 +860,25 @@ def test_a_write_meanwhile_is_kept(
     assert look(target) == ONE | {"late": b"mine"}
 
 
+def test_what_is_replaced_while_it_is_looked_at_is_looked_at_again(
+    model: Model, target: Path, look: Any
+) -> None:
+    """A folder that another process replaces meanwhile, where there are no locks, is not somebody's in the way."""
+    model.into(target)
+    versions = {file.path: {file.digest} for file in (*model.one, *model.two)}
+    turns: list[str] = []
+
+    def known(path: str) -> set[str]:
+        if not turns:
+            model.into(target, (), records=model.cache.records)
+        turns.append(path)
+        return versions[path]
+
+    other = model.cache.records.parent / "other" / "records"
+    assert into(target, model.two, model.get, records=other, known=known).changed
+    assert look(target) == TWO
+
+
 # --- names that collide
 
 

@@ -202,6 +202,7 @@ def _once(job: _Job) -> Placed:
             _note_again(job, found)
         return Placed(Path(path), changed=False)
     if todo.in_the_way:
+        _check_still(path, todo.in_the_way, found)
         raise _in_the_way(path, todo.in_the_way, found.truncated)
     made = _parents(path)
     try:
@@ -778,6 +779,18 @@ def _all_of(*steps: Callable[[], object]) -> None:
             held = interrupt
     if held is not None:
         raise held
+
+
+def _check_still(path: str, names: Iterable[str], found: _Found) -> None:
+    """Raise `_Meanwhile` if *names* in the folder *path* are no longer as they were *found*: another process is at it."""
+    try:
+        root = os.open(path, disk.DIRECTORY)
+        try:
+            _check_unchanged(root, names, found)
+        finally:
+            os.close(root)
+    except OSError as exc:
+        raise _Meanwhile from disk.unavailable(exc, "look at", path)
 
 
 def _check_unchanged(root: int, names: Iterable[str], found: _Found) -> None:
