@@ -880,6 +880,8 @@ def test_what_is_dropped_is_in_no_copy(
     monkeypatch.setattr(os, "link", _no_links)
     folder = cache.folder(files[:1], store)
     os.unlink(cache.get(files[0].digest))
+    assert cache.drop([]) == 0
+    assert folder.exists()
     cache.drop([files[0].digest])
     assert not folder.exists()
 

@@ -193,6 +193,24 @@ def test_a_lease_that_comes_while_it_is_pruned_counts(
     late.__exit__(None, None, None)
 
 
+def test_a_folder_that_cannot_be_removed_keeps_its_blobs(
+    cache: Cache, store: BlobStore, versions: list[tuple[File, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a group's cache a folder of another user stays, and so do its blobs: no byte would be freed."""
+    kept = cache.folder(versions[0], store)
+    cache.folder(versions[1], store)
+    real = Cache._condemn
+
+    def condemn(self: Cache, path: str, digest: str) -> None:
+        if path != str(kept):
+            real(self, path, digest)
+
+    monkeypatch.setattr(Cache, "_condemn", condemn)
+    assert cache.prune(0) == 8192
+    assert cache.info().size == 8192
+    assert cache.cached_folder(versions[0]) == kept
+
+
 def test_the_bound_is_kept_when_leases_are_over(
     cache: Cache, store: BlobStore, versions: list[tuple[File, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

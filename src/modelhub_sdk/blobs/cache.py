@@ -974,8 +974,10 @@ class Cache:
         over = self._over()
         if over is not None:
             return over.drop(digests)
-        going = []
-        for digest in digests:
+        unwanted, going = list(digests), []
+        if not unwanted:
+            return 0
+        for digest in unwanted:
             path = self._blob(digest)
             with contextlib.suppress(OSError):
                 going.append((digest, path, os.lstat(path).st_size))
@@ -1018,23 +1020,23 @@ class Cache:
         """Remove blobs, folders of copies and idle transfers; return the bytes freed.
 
         Folders that are made of a blob go first, so that no folder loses a file. With *spare* leases are looked at
-        before each blob: whoever got one meanwhile has found the blob, and is about to link it.
+        before each blob: whoever got one meanwhile has found the blob, and is about to link it. And blobs stay that
+        are in a folder of another user, which cannot be removed: no room would be won.
         """
-        paths = {path for _, path, _ in going}
-        gone = set()
-        for path in paths:
-            with contextlib.suppress(OSError):
-                info = os.lstat(path)
-                gone.add((info.st_dev, info.st_ino))
+        paths = {path: _inode(path) for _, path, _ in going}
+        gone = set(paths.values()) - {None}
+        linked: set[tuple[int, int]] = set()
         for folder in folders:
             if folder.path in paths or folder.inodes & gone:
                 self._condemn(folder.path, os.path.basename(folder.path))
+                if os.path.lexists(folder.path):
+                    linked |= folder.inodes
         leases, stay, freed = os.path.join(self._v1, "leases"), set[str](), 0
         known: list[str] = []
         for digest, path, size in going:
             if spare and (names := _names(leases)) != known:
                 known, stay = names, self._leased()
-            if os.path.isdir(path) or digest in stay:
+            if os.path.isdir(path) or digest in stay or (spare and paths[path] in linked):
                 continue
             with self._writing():
                 disk.remove(path + ".note")
@@ -1322,6 +1324,14 @@ def _text(path: str) -> str:
 
 def _facts(info: os.stat_result) -> tuple[int, int, int]:
     return info.st_size, info.st_mtime_ns, info.st_ino
+
+
+def _inode(path: str) -> tuple[int, int] | None:
+    try:
+        info = os.lstat(path)
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino
 
 
 def _last_use(path: str, info: os.stat_result) -> float:
