@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
+import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
+from typing import Any
 
 import pytest
 
 from modelhub_sdk.blobs import progress
+from modelhub_sdk.errors import InvalidDocument
 
 
 class Terminal(io.StringIO):
@@ -49,6 +57,84 @@ def test_show_decides() -> None:
         assert step is not None
     with progress.bar(1 << 40, "x", show=False) as step:
         assert step is None
+
+
+class Broken(Terminal):
+    """A terminal whose person has gone."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_a_bar_never_fails_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without standard error, with a closed one, or one that breaks, the work goes on, and its own errors are told."""
+    closed = Terminal()
+    closed.close()
+    monkeypatch.setenv("TERM", "xterm")
+    for stream in (None, closed, Broken()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        for show in (True, None):
+            with progress.bar(64_000_000, "x", show=show) as step:
+                for _ in range(3):
+                    if step is not None:
+                        step(20_000_000)
+            with pytest.raises(KeyError), progress.bar(64_000_000, "x", show=show):
+                raise KeyError
+
+
+@pytest.mark.parametrize("show", ["no", "", 0, 1])
+def test_show_is_true_false_or_none(show: Any) -> None:
+    """A word that reads as no does not show a bar: it is an error."""
+    with pytest.raises(InvalidDocument, match="progress is"), progress.bar(1, "x", show=show):
+        pass
+
+
+def on_a_terminal(code: str, columns: int) -> str:
+    """Return what a terminal so wide gets from a program."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        "TERM": "xterm",
+        "LANG": "C.UTF-8",
+    }
+    with subprocess.Popen([sys.executable, "-c", code], stderr=theirs, env=environment) as program:
+        os.close(theirs)
+        found = b""
+        with contextlib.suppress(OSError):  # Linux says so when the other end is closed
+            while data := os.read(ours, 4096):
+                found += data
+    os.close(ours)
+    assert program.returncode == 0, found
+    return found.decode()
+
+
+@pytest.mark.parametrize("columns", [0, 60, 100])
+def test_on_a_real_terminal(columns: int) -> None:
+    """The bar has the terminal's width, decimal sizes, and leaves nothing behind; a terminal that knows no width gets one too."""
+    found = on_a_terminal(
+        "from modelhub_sdk.blobs import progress\n"
+        "with progress.bar(64_000_000, 'storing') as step:\n"
+        "    step(0)\n",
+        columns,
+    )
+    pieces = found.split("\r")
+    assert any("storing" in piece and "/64.0M" in piece for piece in pieces)
+    assert all(len(piece) <= (columns or 80) for piece in pieces)
+    assert not pieces[-1].strip()
+
+
+def test_a_notebook_without_widgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a notebook cannot show widgets there is the bar of text, and no warning."""
+    monkeypatch.setattr(progress, "_in_notebook", lambda: True)
+    monkeypatch.setattr(progress.importlib.util, "find_spec", lambda _: None)
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", shown)
+    with progress.bar(64_000_000, "storing") as step:
+        assert step is not None
+        step(1)
+    assert "storing" in shown.getvalue()
+    assert "Warning" not in shown.getvalue()
 
 
 def test_a_notebook_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
