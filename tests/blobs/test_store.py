@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -905,3 +906,24 @@ def test_a_needed_blob_stays(tmp_path):
     assert store.read(digest) == b"needed"
     store.delete(digest, needed=lambda: False)
     assert not store.has(digest)
+
+
+def test_equal_files_are_uploaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of equal files that are stored at the same time one is sent, and all count as done."""
+    written: Counter[str] = Counter()
+    original = remote.RemoteBlobs._write
+
+    def write(self: remote.RemoteBlobs, digest: str, size: int, work: Any) -> None:
+        written[digest] += 1
+        time.sleep(0.02)  # seconds in which all others have seen that it is not there
+        original(self, digest, size, work)
+
+    monkeypatch.setattr(remote.RemoteBlobs, "_write", write)
+    there = BlobStore(f"memory://{tmp_path.name}/once", registry_id="r1")
+    items = [sources.from_bytes(b"one or two"[3 * (n % 2) :], f"{n}") for n in range(12)]
+    streams = collect({f"s{n}": io.BytesIO(b"a stream") for n in range(4)})
+    done: list[int] = []
+    found = there.put_all([*items, *streams], progress=done.append)
+    assert len({file.digest for file in found}) == len(written) == 3
+    assert set(written.values()) == {1}
+    assert sum(done) == sum(file.size for file in found)

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
+from weakref import WeakValueDictionary
 
 from modelhub_sdk.blobs import disk, multipart
 from modelhub_sdk.blobs.disk import FdReader, Progress, Reader
@@ -71,6 +72,7 @@ class RemoteBlobs:
         self._protocol = url.partition("://")[0]
         self._opened: tuple[int, Any, str] | None = None
         self._lock = threading.Lock()
+        self._turns: WeakValueDictionary[tuple[int, str], Any] = WeakValueDictionary()
 
     def __getstate__(self) -> Any:
         raise TypeError("A store cannot be pickled; open it again from its URL.")
@@ -103,17 +105,26 @@ class RemoteBlobs:
         if not source.repeatable:
             return self._put_stream(source, progress)
         digest, size = _hash(source)
-        if self.size(digest) != size:
-            self._upload(source, digest, size, progress)
-        elif progress is not None:
-            progress(size)
+        with self._turn(digest):
+            if self.size(digest) != size:
+                self._upload(source, digest, size, progress)
+            elif progress is not None:
+                progress(size)
         return digest, size
+
+    def _turn(self, digest: str) -> Any:
+        """Return the lock under which a blob is written: of equal files one thread uploads, and the others find it."""
+        with self._lock:
+            return self._turns.setdefault(
+                (os.getpid(), digest), threading.Lock()
+            )  # a fork inherits no holder
 
     def _put_whole(self, source: Source, size: int, progress: Progress | None) -> tuple[str, int]:
         data = _read_all(source, size)
         digest = "sha256:" + hashlib.sha256(data).hexdigest()
-        if self.size(digest) != len(data):
-            self._write(digest, len(data), lambda fs, key, create: _pipe(fs, key, data, create))
+        with self._turn(digest):
+            if self.size(digest) != len(data):
+                self._write(digest, len(data), lambda fs, key, create: _pipe(fs, key, data, create))
         if progress is not None:
             progress(len(data))
         return digest, len(data)
@@ -132,16 +143,17 @@ class RemoteBlobs:
                 digest, size = disk.copy(reader, spool.fileno(), where=tempfile.gettempdir())
             finally:
                 reader.close()
-            if self.size(digest) != size:
-                fd = spool.fileno()
+            fd = spool.fileno()
 
-                def again() -> Reader:
-                    os.lseek(fd, 0, os.SEEK_SET)
-                    return FdReader(os.dup(fd), source.origin)
+            def again() -> Reader:
+                os.lseek(fd, 0, os.SEEK_SET)
+                return FdReader(os.dup(fd), source.origin)
 
-                self._upload(Source(source.path, source.origin, size, again), digest, size, progress)
-            elif progress is not None:
-                progress(size)
+            with self._turn(digest):
+                if self.size(digest) != size:
+                    self._upload(Source(source.path, source.origin, size, again), digest, size, progress)
+                elif progress is not None:
+                    progress(size)
         return digest, size
 
     def _upload(self, source: Source, digest: str, size: int, progress: Progress | None) -> None:
@@ -169,6 +181,8 @@ class RemoteBlobs:
                 _stream(fs, key, source, digest, create, progress)
 
         self._write(digest, size, write)
+        if progress is not None and self._at_once(size):
+            progress(size)
 
     def _write(self, digest: str, size: int, write: Callable[[Any, str, bool], None]) -> None:
         fs, key = self._key(digest)
