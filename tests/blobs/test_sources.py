@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from modelhub_sdk.blobs import patience, sources
-from modelhub_sdk.blobs.sources import collect
+from modelhub_sdk.blobs.sources import collect, name_in
 from modelhub_sdk.errors import (
     Conflict,
     InvalidDocument,
@@ -500,6 +500,32 @@ def test_a_web_file_is_read_under_our_name(web: str) -> None:
     assert (source.path, content(source)) == ("b.bin", b"data")
 
 
+def test_names_of_urls() -> None:
+    """The name of a URL of the web is decoded once, and is a path like any other; a key of a store is what it is."""
+    for url, name in (
+        ("https://host/a/my%20model.bin", "my model.bin"),
+        ("HTTPS://host/a/50%25.bin#x", "50%.bin"),
+    ):
+        assert [source.path for source in collect(url)] == [name]
+    assert name_in("s3://bucket/a/my%20model.bin") == "my%20model.bin"
+    for url in ("https://host/%2e%2e", "https://host/a%00b", "https://host/a%2525b"):
+        with pytest.raises(InvalidName):
+            collect(url)
+
+
+def test_options_of_a_url() -> None:
+    """Options may be the same for all URLs, or be asked for by URL."""
+    asked: list[str] = []
+    import fsspec
+
+    fsspec.filesystem("memory").pipe_file("/opt/a.bin", b"1")
+    try:
+        collect(["memory://opt/a.bin"], storage_options=lambda url: asked.append(url) or {})
+        assert asked == ["memory://opt/a.bin"]
+    finally:
+        fsspec.filesystem("memory").rm("/opt", recursive=True)
+
+
 @pytest.mark.parametrize(
     "place",
     [
@@ -507,6 +533,8 @@ def test_a_web_file_is_read_under_our_name(web: str) -> None:
         "ftp://127.0.0.1/x",
         "http://169.254.169.254/latest/meta-data",
         "http://[fe80::1]/",
+        "http://[::ffff:169.254.169.254]/",
+        "http://[fd00:ec2::254]/",
     ],
 )
 def test_redirects_to_odd_places_are_not_followed(web: str, place: str) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from modelhub_sdk.blobs.patience import patient
+from modelhub_sdk.domain import external
 from modelhub_sdk.errors import (
     CredentialsRefused,
     InvalidName,
+    InvalidURI,
     MissingExtra,
     ModelHubError,
     StoreUnavailable,
@@ -30,6 +33,8 @@ _EXTRAS = {
     "az": "azure",
 }
 
+_BUCKETS = frozenset({"s3", "s3a", "gs", "gcs"})  # a user never stands before these
+
 _REFUSED = re.compile(
     r"NoCredentials|PartialCredentials|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|TokenRefresh"
     r"|AccessDenied|InvalidToken|AuthenticationFailed|Unauthorized|Forbidden|RefreshError|CredentialRetrieval"
@@ -37,9 +42,10 @@ _REFUSED = re.compile(
 
 
 def without_secrets(url: str) -> str:
-    """Return *url* without user, password and query, which may hold secrets."""
-    scheme, mark, rest = url.partition("://")
-    rest = rest.split("?")[0].split("#")[0]
+    """Return *url* without user, password and query, which may hold secrets, and without a slash at its end."""
+    if "://" not in url:
+        return url
+    scheme, mark, rest = external.plain(url).partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}".rstrip("/")
 
@@ -78,6 +84,8 @@ def _passing(exc: Exception) -> bool:
         return False
     if isinstance(exc, (TypeError, ImportError, NotImplementedError, AttributeError)):
         return False
+    if isinstance(exc, ValueError) and not isinstance(exc, json.JSONDecodeError):  # a proxy's page, say
+        return False
     if isinstance(exc, OSError) and exc.errno in (
         errno.ENOSYS,
         errno.ENOTDIR,
@@ -86,7 +94,9 @@ def _passing(exc: Exception) -> bool:
     ):
         return False
     said = f"{type(exc).__name__} {exc}"
-    return not (_REFUSED.search(said) or "InvalidBucket" in said or precondition(exc))
+    return not (
+        _REFUSED.search(said) or "InvalidBucket" in said or "ParamValidation" in said or precondition(exc)
+    )
 
 
 def precondition(exc: Exception) -> bool:
@@ -119,12 +129,15 @@ def open_filesystem(url: str, options: dict[str, Any]) -> tuple[Any, str]:
 
     Raises:
         MissingExtra: its driver is not installed.
+        InvalidURI: keys, or a version, stand in the URL of an object store.
         InvalidName: the URL, its protocol or an option is unknown.
         StoreUnavailable, CredentialsRefused: the driver could not start.
     """
     protocol = url.partition("://")[0]
     if "::" in url:
         raise InvalidName(f"{shown(without_secrets(url))} chains URLs (::).", hint="Pass one plain URL.")
+    if protocol in _BUCKETS:
+        _check_bucket(url)
     try:
         import fsspec.core
 
@@ -141,10 +154,30 @@ def open_filesystem(url: str, options: dict[str, Any]) -> tuple[Any, str]:
         raise InvalidName(
             f"{shown(without_secrets(url))} cannot be opened: its protocol or an option of it is unknown.",
             hint="Use a folder or a URL that fsspec knows, such as s3://bucket/path.",
-        ) from exc
-    except Exception as exc:
-        raise foreign(exc, "open", without_secrets(url)) from exc
+        ) from _quotable(exc, url)
+    except Exception as exc:  # noqa: BLE001 - it is raised as ours
+        raise foreign(exc, "open", without_secrets(url)) from _quotable(exc, url)
     return fs, path
+
+
+def _check_bucket(url: str) -> None:
+    """Raise InvalidURI for what a driver would look for in vain, or would quote."""
+    bucket, _, key = url.partition("://")[2].partition("/")
+    if "@" in bucket or (":" in bucket and not bucket.startswith("arn:")):
+        raise InvalidURI(
+            f"A user or a password stands in {shown(without_secrets(url), 200)}.",
+            hint="Keys belong into the environment of the driver, or into storage_options=.",
+        )
+    if "?versionId=" in key:
+        raise InvalidURI(
+            f"{shown(without_secrets(url), 200)} names a version of an object.",
+            hint="Leave ?versionId=… away: what is there now is read.",
+        )
+
+
+def _quotable(exc: Exception, url: str) -> Exception | None:
+    """Return the cause to be told; None where its text may quote a secret of the URL."""
+    return exc if external.plain(url) == url else None
 
 
 __all__ = ["foreign", "open_filesystem", "patiently", "precondition", "unsupported", "without_secrets"]

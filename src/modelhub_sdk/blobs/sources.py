@@ -15,6 +15,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
+from urllib.parse import unquote
 
 from attrs import field, frozen
 
@@ -90,7 +91,7 @@ def collect(
     forbidden: Iterable[str | os.PathLike[str]] = (),
     inside: str | os.PathLike[str] | None = None,
     refused: Refused | None = None,
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, Any] | Callable[[str], Mapping[str, Any]] | None = None,
 ) -> Sources:
     """Return the sources that *files* names, checked and ordered by path.
 
@@ -102,7 +103,7 @@ def collect(
     Nothing under the *forbidden* paths is ever taken (the registry's own database and
     artifacts). With *inside* a link that leads out of that folder is refused. *refused* is
     called with the path and the error of each file that cannot be taken, and the others go on;
-    without it the first one is raised.
+    without it the first one is raised. *storage_options* are for the drivers of URLs, or return those of a URL.
 
     Raises:
         NotFound: a file does not exist, or a link leads nowhere.
@@ -115,7 +116,7 @@ def collect(
         forbidden=_Forbidden(forbidden),
         inside=None if inside is None else os.path.realpath(os.fsencode(inside)),
         refused=refused,
-        storage_options=dict(storage_options or {}),
+        options_of=storage_options if callable(storage_options) else lambda _: storage_options or {},
     )
     collector.take(files)
     found = sorted(collector.found, key=lambda source: source.path)
@@ -156,14 +157,14 @@ class _Collector:
         forbidden: _Forbidden,
         inside: bytes | None,
         refused: Refused | None,
-        storage_options: dict[str, Any],
+        options_of: Callable[[str], Mapping[str, Any]],
     ) -> None:
         self.found: list[Source] = []
         self._ignore = ignore
         self._forbidden = forbidden
         self._inside = inside
         self._refused = refused
-        self._options = storage_options
+        self._options_of = options_of
 
     # ---- what was given
 
@@ -303,17 +304,19 @@ class _Collector:
         self._keep(Source(name, unraw(real), info.st_size, lambda: _FileReader(real, identity, name)))
 
     def _url(self, url: str, name: str | None) -> None:
+        from modelhub_sdk.blobs.driver import without_secrets
         from modelhub_sdk.blobs.objects import url_state
         from modelhub_sdk.blobs.web import web_source
 
-        path = check_path(
-            name if name is not None else url.split("?")[0].split("#")[0].rstrip("/").rpartition("/")[2]
-        )
+        scheme, mark, rest = url.partition("://")
+        url = scheme.lower() + mark + rest
+        path = check_path(name_in(url) if name is None else name)
+        where = without_secrets(url)
         if url.startswith(("http://", "https://")):
-            self._keep(Source(path, url.split("?")[0], None, web_source(url), repeatable=False))
+            self._keep(Source(path, where, None, web_source(url), repeatable=False))
             return
-        state = url_state(url, self._options)
-        self._keep(Source(path, url.split("?")[0], state.size, lambda: state.open(0)))
+        state = url_state(url, dict(self._options_of(url)))
+        self._keep(Source(path, where, state.size, lambda: state.open(0)))
 
     def _keep(self, source: Source) -> None:
         self.found.append(source)
@@ -427,6 +430,12 @@ class _FileReader(FdReader):
         )
 
 
+def name_in(url: str) -> str:
+    """Return the name of the file that *url* ends with: decoded where it is one of the web."""
+    name = url.partition("?")[0].partition("#")[0].rstrip("/").rpartition("/")[2]
+    return unquote(name) if url.lower().startswith(("http://", "https://")) else name
+
+
 def from_bytes(data: bytes, path: str = "document") -> Source:
     """Return *data* as a source."""
     return Source(path, path, len(data), lambda: StreamReader(io.BytesIO(data), path), held=True)
@@ -444,4 +453,5 @@ __all__ = [
     "collect",
     "from_bytes",
     "from_file",
+    "name_in",
 ]

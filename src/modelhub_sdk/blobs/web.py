@@ -17,9 +17,11 @@ from typing import IO, Any, TypeVar
 from modelhub_sdk.blobs import disk
 from modelhub_sdk.blobs.disk import Reader
 from modelhub_sdk.blobs.patience import patient, time_for
+from modelhub_sdk.domain.external import plain
 from modelhub_sdk.errors import (
     Conflict,
     CredentialsRefused,
+    InvalidURI,
     ModelHubError,
     NotAllowed,
     NotFound,
@@ -30,6 +32,8 @@ from modelhub_sdk.errors import (
 T = TypeVar("T")
 
 _TIMEOUT = 60.0  # seconds without any byte
+_STRAY = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "fd20:ce::254")))  # AWS, Google
 _STRONG = re.compile(r'"[\x21\x23-\x7e]{1,500}"')  # RFC 9110, 8.8.3, without the weak ones
 
 
@@ -44,15 +48,52 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         try:
             _check(newurl, secure=req.full_url.startswith("https:"))
+            newurl = asked_for(newurl)
             if self._allowed is not None and not self._allowed(newurl):
                 raise NotAllowed(
-                    f"The server redirects to {shown(newurl.split('?')[0], 300)}, which this registry does not allow.",
+                    f"The server redirects to {shown(plain(newurl), 300)}, which this registry does not allow.",
                     hint="The owner of the registry allows more with reg.configure(external=[...]).",
                 )
-        except NotAllowed:
+        except ModelHubError:
             fp.close()
             raise
         return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def asked_for(url: str) -> str:
+    """Return an http or https *url* as it is asked for: letters and spaces that no request may hold are encoded.
+
+    Raises:
+        InvalidURI: nothing can be asked there, or a user or a password stands in it. No secret is repeated.
+    """
+
+    def bad(why: str, hint: str) -> InvalidURI:
+        return InvalidURI(f"{shown(plain(url), 300)} cannot be fetched: {why}.", hint=hint)
+
+    if any(ord(c) < 32 or ord(c) == 127 for c in url):
+        raise bad("a control character stands in it", "Write it on one line.")
+    user = "a user or a password stands in it", "Fetch the file yourself, and pass its path."
+    if plain(url).endswith("://***"):
+        raise bad(*user)
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host, port = parts.hostname, parts.port
+        if host:
+            host.encode("idna")
+    except ValueError:  # brackets that are none, a port that is no number, a name that is too long
+        raise bad("its host or port is none", "Look at what stands before the path.") from None
+    if "@" in parts.netloc:
+        raise bad(*user)
+    if parts.scheme not in ("http", "https") or not host or any(c.isspace() for c in host) or port == 0:
+        raise bad("it names no host", "Write it as https://host/path.")
+    return urllib.parse.urlunsplit(
+        (parts.scheme, parts.netloc, _encoded(parts.path), _encoded(parts.query), "")
+    )
+
+
+def _encoded(text: str) -> str:
+    """Return a path or a query in ASCII; what is encoded already stays."""
+    return urllib.parse.quote(_STRAY.sub("%25", text), safe="!$%&'()*+,/:;=?@[]~")
 
 
 def _check(url: str, *, secure: bool = False) -> None:
@@ -66,18 +107,32 @@ def _check(url: str, *, secure: bool = False) -> None:
         found = socket.getaddrinfo(parts.hostname or "", parts.port or 0, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError, ValueError):
         return  # the request itself will say so
-    if any(ipaddress.ip_address(str(at[4][0]).partition("%")[0]).is_link_local for at in found):
-        raise NotAllowed(f"{shown(parts.hostname)} is a link-local address, which is never fetched from.")
+    if any(_is_own(str(at[4][0])) for at in found):
+        raise NotAllowed(
+            f"{shown(parts.hostname)} is a link-local address, or one of a cloud's service for the machine itself:"
+            " nothing is ever fetched from there."
+        )
+
+
+def _is_own(address: str) -> bool:
+    """Return whether an address is one that tells secrets of the machine which asks, in either spelling."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    found = getattr(found, "ipv4_mapped", None) or found
+    return found.is_link_local or found in _METADATA
 
 
 def web_source(url: str) -> Callable[[], Reader]:
     """Return how to open *url*; names that the server proposes are never used.
 
+    Raises:
+        InvalidURI: as `asked_for`.
+
     The returned function raises:
         NotAllowed: it is, or redirects to, a place that is not fetched from.
         NotFound, CredentialsRefused, StoreUnavailable: the server's answer.
     """
-    return lambda: WebReader(url)
+    good = asked_for(url)
+    return lambda: WebReader(good)
 
 
 def ask(url: str, tag: str | None) -> WebReader | None:
@@ -112,8 +167,8 @@ class WebReader:
         checked: bool = False,
         allowed: Callable[[str], bool] | None = None,
     ) -> None:
-        self._url, self._checked = url, checked
-        self._shown = url.split("?")[0].rpartition("@")[2]
+        self._url, self._checked = asked_for(url), checked
+        self._shown = plain(url)
         self._opener = urllib.request.build_opener(_Redirects(allowed))
         self._at = start
         self.size: int | None = None
@@ -133,7 +188,7 @@ class WebReader:
         except ModelHubError:
             raise
         except (OSError, http.client.HTTPException, ValueError) as exc:
-            raise self._error(exc) from exc
+            raise self._error(exc) from None  # its text may quote the URL
 
     def _open(self, unless: str | None = None) -> None:
         """Ask for what is missing, and see that it is of the same file."""

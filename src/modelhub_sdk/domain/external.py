@@ -2,6 +2,7 @@
 
 A URL is compared with the allowed prefixes by whole parts of its path, after everything is refused that could
 mean another place to whoever reads it: ``..``, encoded or not, users and passwords, queries, wildcards.
+`plain` is how messages show any URL.
 """
 
 from __future__ import annotations
@@ -22,7 +23,37 @@ _NEVER = frozenset(
 _AZURE = frozenset({"abfs", "abfss", "az"})
 _WEB = frozenset({"http", "https"})
 
+_PORT = re.compile(r":\d{0,5}")
+
 Parts = tuple[str, str, tuple[str, ...]]
+
+
+def plain(url: str) -> str:
+    """Return *url* as messages may show it: without user, password, query and fragment, which may hold secrets.
+
+    Where a user ends is not always clear: with a bare slash in a password, all is left away but the scheme.
+    Azure's containers, which are written as users, stay.
+    """
+    scheme, mark, rest = url.partition("://")
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    if _hides_user(authority, rest):
+        return f"{scheme}{mark}***"
+    user, at, host = authority.rpartition("@")
+    if user and ":" not in user and scheme.lower() in _AZURE:
+        host = user + at + host
+    return scheme + mark + host + re.split(r"[?#]", rest[len(authority) :], maxsplit=1)[0]
+
+
+def _hides_user(authority: str, rest: str) -> bool:
+    """Return whether a password with a slash in it may go on after what looks like the host."""
+    name, colon, _ = authority.partition(":")
+    return (
+        "@" not in authority
+        and bool(colon)
+        and not name.startswith("[")
+        and not _PORT.fullmatch(authority[len(name) :])
+        and "@" in rest
+    )
 
 
 def parts(url: str) -> Parts:
@@ -31,7 +62,7 @@ def parts(url: str) -> Parts:
     Raises:
         InvalidURI: it could not, and the message says why. Nothing secret stands in it.
     """
-    where = shown(re.sub(r"//[^/]*@", "//", url.split("?")[0]), 200)
+    where = shown(plain(url), 200)
 
     def bad(why: str) -> InvalidURI:
         return InvalidURI(
@@ -39,6 +70,10 @@ def parts(url: str) -> Parts:
             hint="Write a plain URL such as s3://bucket/model.bin.",
         )
 
+    if "://" in url and _hides_user(re.split(r"[/?#]", url.partition("://")[2])[0], url):
+        raise bad("a user or a password stands in it")
+    if re.search(r"[?#]", url):
+        raise bad("a query (?…) or a fragment (#…) is not allowed in it")
     match = _URL.fullmatch(url)
     if match is None or len(url) > MAX_URL:
         raise bad("it is no URL" if match is None else f"it is longer than {MAX_URL} characters")
@@ -55,12 +90,18 @@ def parts(url: str) -> Parts:
         names.pop()
     found = []
     for name in names:
-        plain = unquote(unquote(name))
-        if plain in ("", ".", "..") or (any(c in plain for c in "/\\") and scheme in _WEB):
+        try:
+            once = unquote(name, errors="strict" if scheme in _WEB else "replace")
+            twice = unquote(once, errors="strict" if scheme in _WEB else "replace")
+        except UnicodeDecodeError:  # what reads such bytes as ".." is out there
+            raise bad("its path has bytes that are not UTF-8") from None
+        # A server may cut off what follows a semicolon, and then see "..".
+        means = twice.partition(";")[0] if scheme in _WEB else twice
+        if means in ("", ".", "..") or (any(c in twice for c in "/\\") and scheme in _WEB):
             raise bad("its path could lead elsewhere")
-        if any(c in name for c in "*[]{}\\") or any(ord(c) < 32 or ord(c) == 127 for c in plain):
+        if any(c in name for c in "*[]{}\\") or any(ord(c) < 32 or ord(c) == 127 for c in twice):
             raise bad("its path has a wildcard or a control character")
-        found.append(unquote(name) if scheme in _WEB else name)
+        found.append(once if scheme in _WEB else name)
     return scheme, host.lower() if scheme in _WEB else host, tuple(found)
 
 
@@ -78,9 +119,9 @@ def check(url: str, prefixes: Iterable[str]) -> None:
     if not is_allowed(url, known):
         allowed = ", ".join(shown(one, 200) for one in known) or "none"
         raise NotAllowed(
-            f"Bytes at {shown(url, 300)} may not be named by this registry; allowed prefixes: {allowed}.",
+            f"Bytes at {shown(plain(url), 300)} may not be named by this registry; allowed prefixes: {allowed}.",
             hint="The owner of the registry allows more with reg.configure(external=[...]).",
         )
 
 
-__all__ = ["MAX_URL", "check", "is_allowed", "parts"]
+__all__ = ["MAX_URL", "check", "is_allowed", "parts", "plain"]
