@@ -10,10 +10,11 @@ from typing import Any
 
 import fsspec
 import pytest
+from attrs import evolve
 
 import modelhub_sdk as hub
 from modelhub_sdk import Registry, garbage
-from modelhub_sdk.blobs import cache
+from modelhub_sdk.blobs import cache, elsewhere
 from modelhub_sdk.domain import external
 from modelhub_sdk.errors import (
     DigestMismatch,
@@ -82,6 +83,8 @@ HOSTILE = [
     "s3://bucket/a/b#x", "s3://bucket/a/*", "s3://bucket/a/[b]", "s3://bucket/a/b\n", "s3://bucket/a/\x00", "s3:///a/b",
     "simplecache::s3://bucket/a/b", "zip://x::s3://bucket/a/b", "filecache://bucket/a/b", "https://bucket/a/..%2fb",
     "https://bucket/a%2f..%2fb", "https://bucket/a/b%00", "https://bucket\\@evil/a/b", "https://bucket/a\\..\\b",
+    "https://bucket/a/..;/b", "https://bucket/a/%2e%2e;x=1/b", "https://bucket/a/%c0%ae%c0%ae/b", "https://bucket/a/%25c0%25ae/b",
+    "https://me:hun/hunter2@bucket/a/b", "https://me:hun?hunter2@bucket/a/b", "https://bucket/a/b#access_token=hunter2",
     "s3://bucket/a/" + "x" * 2000, "s3://bucket/a/%2E%2E", "javascript:alert(1)", "s3:bucket/a", "s3:/bucket/a",
 ]  # fmt: skip
 
@@ -96,6 +99,33 @@ def test_hostile_urls(url: str, reg: Registry) -> None:
     assert not reg.models()
     with pytest.raises((InvalidDocument, InvalidName)):
         reg.configure(external=[url])
+
+
+@pytest.mark.parametrize("mark", ["?X-Amz-Signature=hunter2", "#hunter2"])
+def test_a_query_is_called_one(mark: str) -> None:
+    """The message says that a query is not allowed, and not that the URL is none."""
+    with pytest.raises(InvalidURI, match="query") as error:
+        external.parts("https://bucket/a/b" + mark)
+    assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("https://me:pw@host/a?b#c", "https://host/a"),
+        ("https://me:p/w@host/a", "https://***"),
+        ("https://me:p?w@host/a", "https://***"),
+        ("https://host:8080/a@b", "https://host:8080/a@b"),
+        ("https://[::1]:80/a@b", "https://[::1]:80/a@b"),
+        ("abfss://box@account/a", "abfss://box@account/a"),
+        ("abfss://me:pw@account/a", "abfss://account/a"),
+        ("s3://bucket", "s3://bucket"),
+        ("no url?x", "no url?x"),
+    ],
+)
+def test_how_a_url_is_shown(url: str, told: str) -> None:
+    """A message shows a URL without what may be secret in it."""
+    assert external.plain(url) == told
 
 
 def test_files_of_this_machine_are_copied(reg: Registry, tmp_path: Path) -> None:
@@ -183,6 +213,59 @@ def test_bytes_that_changed(reg: Registry, lake: Any, tmp_path: Path) -> None:
     assert Path(reg.resolve("m/v1", into=tmp_path / "in").path, "m.bin").read_bytes() == b"weights"
 
 
+def test_parts_of_what_may_have_changed(reg: Registry, lake: Any) -> None:
+    """A part cannot be checked, so none is read of a reference but of a version that the bucket keeps."""
+    store = reg._core.artifacts()
+    digest = "sha256:" + hashlib.sha256(b"weights").hexdigest()
+    reg.register("m", f"{lake.url}/lake/m.bin", copy=False)
+    lake.put("lake/m.bin", b"weightZ")
+    assert not store.in_parts(digest)
+    with pytest.raises(NotAllowed, match="by reference"):
+        store.read_range(digest, 0, 3)
+    with pytest.raises(DigestMismatch, match=r"lake/m\.bin' have changed"):
+        store.read(digest)
+    lake.put("lake/m.bin", b"weights")
+    assert store.read(digest) == b"weights"
+    own = store.put_bytes(b"our own")
+    assert store.in_parts(own)
+    with pytest.raises(NotFound):
+        store.in_parts("sha256:" + "0" * 64)
+
+
+def test_the_same_bytes_at_two_places(reg: Registry, lake: Any, tmp_path: Path) -> None:
+    """When one of them is gone or has other bytes, the other one is read; nothing of the first is left."""
+    for name in ("a", "b"):
+        lake.put(f"lake/{name}.bin", b"weights")
+        reg.register("m", f"{lake.url}/lake/{name}.bin", copy=False)
+    digest = "sha256:" + hashlib.sha256(b"weights").hexdigest()
+    store = reg._core.artifacts()
+    for bad, good in (("a", "b"), ("b", "a")):
+        for data in (b"WEIGHTS", b"less", None):
+            lake.delete(f"lake/{bad}.bin") if data is None else lake.put(f"lake/{bad}.bin", data)
+            done: list[int] = []
+            store.fetch(digest, 7, tmp_path / f"{bad}{data!r}", progress=done.append)
+            assert (tmp_path / f"{bad}{data!r}").read_bytes() == store.read(digest) == b"weights"
+            assert sum(done) == 7
+            assert store.verify(digest, 7) is None
+        lake.put(f"lake/{bad}.bin", b"weights")
+        assert lake.get(f"lake/{good}.bin") == b"weights"
+    for name in ("a", "b"):
+        lake.put(f"lake/{name}.bin", b"others!")
+    with pytest.raises(DigestMismatch, match=r"lake/b\.bin' have changed"):
+        reg.resolve("m/v1")
+
+
+def test_markers_of_folders(reg: Registry, lake: Any) -> None:
+    """An empty object whose name ends with a slash is no file."""
+    for key in ("lake/d/", "lake/d/sub/"):
+        lake.put(key, b"")
+    with pytest.raises(NotFound, match="nothing below"):
+        reg.register("m", f"{lake.url}/lake/d/", copy=False)
+    lake.put("lake/d/sub/x.bin", b"1")  # and what came since is seen
+    made = reg.register("m", f"{lake.url.replace('s3', 'S3')}/lake/d/", copy=False)
+    assert [file.path for file in made.files] == ["sub/x.bin"]
+
+
 def test_bytes_that_are_gone(reg: Registry, lake: Any) -> None:
     """An object that vanished is named, with what to do; a cached version still resolves."""
     reg.register("m", f"{lake.url}/lake/m.bin", copy=False)
@@ -196,7 +279,9 @@ def test_bytes_that_are_gone(reg: Registry, lake: Any) -> None:
     assert reg.resolve("m/v1").files == ("m.bin",)
 
 
-def test_versions_of_a_bucket(reg: Registry, lake: Any) -> None:
+def test_versions_of_a_bucket(
+    reg: Registry, lake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where the bucket keeps versions, the one that was registered is read, whatever came later."""
     import boto3
 
@@ -209,6 +294,23 @@ def test_versions_of_a_bucket(reg: Registry, lake: Any) -> None:
     assert Path(reg.resolve(first).path, "m.bin").read_bytes() == b"first"
     assert Path(reg.resolve(second).path, "m.bin").read_bytes() == b"second, and longer"
     assert reg.verify().ok, reg.verify().problems
+    store = reg._core.artifacts()
+    digest = first.files[0].digest
+    assert store.in_parts(digest)
+    assert (store.read_range(digest, 1, 3), store.read(digest)) == (b"ir", b"first")
+    lake.put("lake/z.bin", b"first")
+    one = elsewhere.Reference(f"{lake.url}/lake/z.bin")
+    known = store.elsewhere
+    with monkeypatch.context() as patch:  # the kept version is lost, and what else there is may be anything
+        gone = evolve(known(digest)[0], url=f"{lake.url}/lake/gone.bin")
+        patch.setattr(store, "elsewhere", lambda _: [one, gone])
+        with pytest.raises(NotFound):
+            store.read_range(digest, 1, 3)
+        assert store.read(digest) == b"first"
+    assert store.verify(digest) is None
+    reg.export_bundle(first, tmp_path / "first.zip")
+    with hub.open("memory://") as other:
+        assert reg.copy_to(other, ref=first).size == 5
 
 
 def test_prefixes_are_looked_at_again(reg: Registry, lake: Any) -> None:
@@ -313,14 +415,11 @@ def web() -> Iterator[Web]:
 
 @pytest.mark.parametrize("ranges", [True, False])
 def test_on_the_web(ranges: bool, reg: Registry, web: Web) -> None:
-    """Bytes on a web server are read and checked, in parts too, whether it knows ranges or not."""
+    """Bytes on a web server are read and checked, whether it knows ranges or not."""
     web.ranges = ranges
     reg.configure(external=[web.url + "/files"])
     reg.register("m", web.url + "/files/m.bin", copy=False)
-    assert (
-        reg._core.artifacts().read_range("sha256:" + hashlib.sha256(web.data).hexdigest(), 299_000, 300_000)
-        == (web.data[299_000:])
-    )
+    assert reg._core.artifacts().read("sha256:" + hashlib.sha256(web.data).hexdigest()) == web.data
     assert Path(reg.resolve("m/v1").path, "m.bin").read_bytes() == web.data
     assert reg.verify().ok
     web.data = web.data[:-1]
@@ -378,3 +477,12 @@ def test_redirects_stay_inside(reg: Registry, web: Web) -> None:
         reg.register("m", web.url + "/files/moved.bin", copy=False)
     with pytest.raises(NotAllowed, match="redirects to"):
         reg.resolve("m/v1")
+
+
+def test_names_on_the_web(reg: Registry, web: Web) -> None:
+    """A name is decoded once, as it is for inputs."""
+    reg.configure(external=[web.url + "/files"])
+    made = reg.register("m", web.url + "/files/my%20model.bin", copy=False)
+    assert [file.path for file in made.files] == ["my model.bin"]
+    with pytest.raises(InvalidName):
+        reg.register("m", web.url + "/files/a%0Ab", copy=True)

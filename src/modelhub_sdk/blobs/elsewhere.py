@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from attrs import field, frozen
 
-from modelhub_sdk.blobs import disk, driver, web
+from modelhub_sdk.blobs import disk, driver, sources, web
 from modelhub_sdk.blobs.disk import Progress, Reader
 from modelhub_sdk.blobs.objects import Unchanged, url_state
 from modelhub_sdk.blobs.readers import Ranges, piece, ranged
@@ -51,29 +51,19 @@ class Reference:
         return Ranges(fs, path, size, self.url, start=start, version=self.version)
 
     def read_range(self, start: int, end: int) -> bytes:
-        """Return the bytes from *start* to before *end*; fewer at their end."""
-        if self.is_web:
-            reader = self.reader(end, start)
-            view = memoryview(bytearray(end - start))
-            got = 0
-            try:
-                while got < len(view) and (step := reader.readinto(view[got:])):
-                    got += step
-            finally:
-                reader.close()
-            return bytes(view[:got])
+        """Return the bytes of a *version* from *start* to before *end*; fewer at their end."""
         fs, path = self._driver()
         try:
             return piece(fs, path, start, end, self.url, self.version)
         except FileNotFoundError:
             raise self.gone() from None
 
-    def open(self) -> BinaryIO:
-        """Return the bytes as a file, unchecked."""
+    def open(self, size: int | None = None) -> BinaryIO:
+        """Return the bytes, *size* many as far as is known, as a file, unchecked."""
         if self.is_web:
             return io.BufferedReader(_Stream(self.reader(0)))
         fs, path = self._driver()
-        return ranged(fs, path, self.size(), self.url, self.version)
+        return ranged(fs, path, self.size() if size is None else size, self.url, self.version)
 
     def size(self) -> int:
         """Return how many bytes are there now, as the store tells."""
@@ -164,7 +154,9 @@ def named(files: Any, refer: Callable[[str], Reference]) -> dict[str, Reference]
                 hint="Leave copy=False away: then the bytes are copied into the registry.",
             )
         folder = url.endswith("/")
-        for name in _below(refer(url)) if folder else [url.rpartition("/")[2]]:
+        scheme, mark, rest = url.partition("://")
+        url = scheme.lower() + mark + rest
+        for name in _below(refer(url)) if folder else [sources.name_in(url)]:
             good = name if path is None else f"{path}/{name}" if folder else path
             one = refer(url + name if folder else url)
             if found.setdefault(names.check_path(good), one).url != one.url:
@@ -180,12 +172,20 @@ def _below(one: Reference) -> list[str]:
     fs, top = driver.open_filesystem(one.url, dict(one.options))
     top = top.rstrip("/") + "/"
     try:
-        keys = driver.patiently(lambda: fs.find(top), "list", one.url)
+        keys = driver.patiently(lambda: _listed(fs, top), "list", one.url)
     except FileNotFoundError:
         keys = []
-    if not keys:
+    # Some tools mark a folder by an empty object with a slash at the end of its name, which is no file.
+    found = [key.removeprefix(top) for key in sorted(keys) if key.startswith(top) and not key.endswith("/")]
+    if not found:
         raise NotFound(f"There is nothing below {shown(one.url, 300)}.", hint="Check the URL.")
-    return [key.removeprefix(top) for key in sorted(keys)]
+    return found
+
+
+def _listed(fs: Any, top: str) -> list[str]:
+    """Return the keys below *top* now, not when the driver last looked."""
+    fs.invalidate_cache()
+    return list(fs.find(top))
 
 
 __all__ = ["Reference", "measured", "named"]

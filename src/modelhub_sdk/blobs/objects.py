@@ -47,7 +47,8 @@ def url_state(url: str, options: dict[str, Any], version: str | None = None) -> 
         InvalidName, MissingExtra, StoreUnavailable, CredentialsRefused: it cannot be opened.
     """
     where = without_secrets(url)
-    fs, path = open_filesystem(url, options)
+    # Only a driver that was told to know of versions tells of a certain one.
+    fs, path = open_filesystem(url, options if version is None else {**options, "version_aware": True})
     if "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol):
         raise InvalidName(f"{shown(where)} is a local file.", hint="Pass its path without file://.")
 

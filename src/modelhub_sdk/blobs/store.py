@@ -7,10 +7,11 @@ writing one that exists does nothing, and every read that hands out bytes checks
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 
 from modelhub_sdk.blobs import disk, sources
 from modelhub_sdk.blobs.disk import Progress
@@ -19,13 +20,24 @@ from modelhub_sdk.blobs.parallel import each
 from modelhub_sdk.blobs.readers import OwnReader
 from modelhub_sdk.blobs.sources import Source
 from modelhub_sdk.domain.entities import File
-from modelhub_sdk.errors import DigestMismatch, InvalidName, NotAllowed, NotFound, shown
+from modelhub_sdk.errors import (
+    DigestMismatch,
+    InvalidName,
+    ModelHubError,
+    NotAllowed,
+    NotFound,
+    StoreUnavailable,
+    shown,
+)
 from modelhub_sdk.formats.manifest import is_digest
 
 if TYPE_CHECKING:
     from modelhub_sdk.blobs.elsewhere import Reference
 
+T = TypeVar("T")
+
 _SMALL = 1 << 20  # bytes
+_FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", -1), errno.EFBIG, errno.EROFS})
 _LATELY = 20_000  # sources that a handle remembers until they are in the journal
 _HELD = 64 << 20  # bytes of those that are in memory
 
@@ -138,7 +150,9 @@ class BlobStore:
 
     def source(self, file: File) -> Source:
         """Return the stored bytes of *file*, to be stored elsewhere under its path."""
-        return Source(file.path, self.url, file.size, lambda: OwnReader(self.open(file.digest), file.path))
+        return Source(
+            file.path, self.url, file.size, lambda: OwnReader(self.open(file.digest, file.size), file.path)
+        )
 
     def put_known(self, items: Sequence[tuple[File, Source]], *, progress: Progress | None = None) -> None:
         """Store bytes of which it is known what they must be, several at a time.
@@ -248,15 +262,30 @@ class BlobStore:
         """
         import hashlib
 
-        with self.open(digest) as file, disk.translated("read the blob", digest):
-            data = file.read()
-        actual = "sha256:" + hashlib.sha256(data).hexdigest()
+        def read(file: BinaryIO) -> tuple[bytes, str]:
+            with file, disk.translated("read the blob", digest):
+                data = file.read()
+            return data, "sha256:" + hashlib.sha256(data).hexdigest()
+
+        try:
+            data, actual = read(self._blobs.open(_checked(digest)))
+        except NotFound as error:
+
+            def whole(one: Reference) -> bytes:
+                data, actual = read(one.open())
+                if actual != digest:
+                    raise one.changed(digest, actual)
+                return data
+
+            return _first(self._references(digest, error), whole)
         if actual != digest:
             raise disk.mismatch(digest, actual, self.url)
         return data
 
-    def open(self, digest: str) -> BinaryIO:
+    def open(self, digest: str, size: int | None = None) -> BinaryIO:
         """Return a binary file object of the blob. **Its bytes are not checked**: see `fetch`.
+
+        *size* in bytes, where it is known, saves a question to the store of a reference.
 
         Raises:
             NotFound: there is no such blob.
@@ -265,20 +294,36 @@ class BlobStore:
         try:
             return self._blobs.open(_checked(digest))
         except NotFound as error:
-            return self._reference(digest, error).open()
+            return _first(self._references(digest, error), lambda one: one.open(size))
 
-    def _reference(self, digest: str, error: NotFound) -> Reference:
-        """Return where else the bytes are; raise *error* when that is nowhere."""
-        found = self.elsewhere(digest)
+    def _references(self, digest: str, error: NotFound) -> list[Reference]:
+        """Return where else the bytes are, what cannot have changed first; raise *error* when that is nowhere."""
+        found = sorted(self.elsewhere(digest), key=lambda one: one.version is None)
         if not found:
             raise error
-        return found[0]
+        return found
+
+    def in_parts(self, digest: str) -> bool:
+        """Return whether parts of the blob can be read by `read_range`.
+
+        They can of what is in the store, and of a reference to a version that its store keeps. What else is kept
+        by reference may be other bytes by now, which shows only when it is fetched whole.
+
+        Raises:
+            NotFound: there is no such blob.
+            StoreUnavailable: the store did not answer.
+        """
+        if self.has(digest):
+            return True
+        missing = NotFound(f"The blob {digest} is missing from {self.url}.")
+        return self._references(digest, missing)[0].version is not None
 
     def read_range(self, digest: str, start: int, end: int) -> bytes:
         """Return the bytes from *start* to before *end*, unchecked; fewer at the end of the blob.
 
         Raises:
             NotFound: there is no such blob.
+            NotAllowed: it is kept by reference and must be fetched whole; see `in_parts`.
             StoreUnavailable: the store did not answer.
         """
         if end <= start:
@@ -286,7 +331,14 @@ class BlobStore:
         try:
             return self._blobs.read_range(_checked(digest), start, end)
         except NotFound as error:
-            return self._reference(digest, error).read_range(start, end)
+            fixed = [one for one in self._references(digest, error) if one.version is not None]
+            if not fixed:
+                raise NotAllowed(
+                    f"Parts of {digest} cannot be read: it is kept by reference, and whether its bytes changed"
+                    " shows only when all of them are read.",
+                    hint="Resolve the version: that fetches the whole file and checks it.",
+                ) from None
+            return _first(fixed, lambda one: one.read_range(start, end))
 
     def fetch(
         self, digest: str, size: int, to: int | str | os.PathLike[str], *, progress: Progress | None = None
@@ -308,7 +360,7 @@ class BlobStore:
             try:
                 actual, got = self._blobs.fetch(_checked(digest), size, to, progress)
             except NotFound as error:
-                self._fetch_reference(self._reference(digest, error), digest, size, to, progress)
+                self._fetch_references(digest, error, size, to, progress)
                 return
             if actual != digest or got != size:
                 raise disk.mismatch(digest, actual, self.url, size=size, got=got)
@@ -324,12 +376,31 @@ class BlobStore:
             finally:
                 os.close(fd)
 
-    def _fetch_reference(
-        self, one: Reference, digest: str, size: int, fd: int | None, progress: Progress | None
+    def _fetch_references(
+        self, digest: str, error: NotFound, size: int | None, fd: int | None, progress: Progress | None
     ) -> None:
-        actual, got = one.fetch(size, fd, progress)
-        if actual != digest or got != size:
-            raise one.changed(digest, actual)
+        """Fetch the bytes from where else they are; what came from one place is thrown away before the next."""
+        tried, told = 0, 0
+
+        def step(count: int) -> None:
+            nonlocal told
+            told += count
+            if progress is not None:
+                progress(count)
+
+        def fetch(one: Reference) -> None:
+            nonlocal tried
+            if (tried := tried + 1) > 1:
+                if fd is not None:
+                    with disk.translated("write", "an unfinished file"):
+                        os.ftruncate(fd, 0)
+                step(-told)
+            wanted = one.size() if size is None else size
+            actual, got = one.fetch(wanted, fd, step)
+            if actual != digest or got != wanted:
+                raise one.changed(digest, actual)
+
+        _first(self._references(digest, error), fetch)
 
     def verify(self, digest: str, size: int | None = None, *, progress: Progress | None = None) -> str | None:
         """Read the blob and return what is wrong with it in one sentence, or None.
@@ -341,8 +412,7 @@ class BlobStore:
             found = self._blobs.size(_checked(digest))
             if found is None:
                 missing = NotFound(f"The blob {digest} is missing from {self.url}.")
-                one = self._reference(digest, missing)
-                self._fetch_reference(one, digest, one.size() if size is None else size, None, progress)
+                self._fetch_references(digest, missing, size, None, progress)
                 return None
             wanted = found if size is None else size
             actual, got = self._blobs.fetch(digest, wanted, None, progress)
@@ -361,6 +431,17 @@ class BlobStore:
             StoreUnavailable: the store did not answer.
         """
         return self._blobs.digests()
+
+
+def _first(places: Sequence[Reference], work: Callable[[Reference], T]) -> T:
+    """Return what *work* returns for the first of *places* where it can; raise its error for the last one."""
+    for one in places[:-1]:
+        try:
+            return work(one)
+        except ModelHubError as problem:
+            if isinstance(problem, StoreUnavailable) and problem.errno in _FULL:
+                raise  # it is our disk, wherever the bytes come from
+    return work(places[-1])
 
 
 def _checked(digest: str) -> str:
