@@ -154,10 +154,17 @@ class Core:
         def leads_on(url: str) -> bool:
             return external.is_allowed(url.split("?")[0], prefixes)
 
-        # The storage options of this handle are for what they were meant for, not for every URL.
-        mine = {self.url.partition("://")[0], self.artifacts().url.partition("://")[0]}
-        options = self.options if url.partition("://")[0] in mine else {}
-        return Reference(url, version, options, leads_on)
+        return Reference(url, version, self.options_of(url), leads_on)
+
+    def options_of(self, url: str) -> Mapping[str, Any]:
+        """Return the storage options of this handle where they were meant for *url*, else none.
+
+        They are for the driver of the registry's own journal or artifacts; where neither has one, for the URLs
+        that files come from.
+        """
+        places = (self.url, self.blobs.url if self.blobs is not None else "")
+        mine = {place.partition("://")[0] for place in places if "://" in place} - _NO_DRIVER
+        return self.options if not mine or url.partition("://")[0] in mine else {}
 
     # --- reading -------------------------------------------------------------------------------
 
@@ -655,6 +662,9 @@ def artifacts_url(given: str | os.PathLike[str]) -> str:
             f"artifacts= cannot be on {shown(scheme)}://.", hint="Pass a folder or an fsspec URL."
         )
     return text.rstrip("/")
+
+
+_NO_DRIVER = frozenset({"sqlite", "postgresql", "memory", "file"})
 
 
 def options_for(where: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def create_version(
     key = None if idempotency_key is None else names.check_text(idempotency_key, "idempotency_key", 200)
     reg._writable()
     found = (
-        sources.collect(files, ignore=ignore, forbidden=reg._own())
+        sources.collect(files, ignore=ignore, forbidden=reg._own(), storage_options=reg._core.options_of)
         if files is not None
         else sources.collect([])
     )

@@ -123,7 +123,8 @@ class Registry(RegistryView):
             read_only: refuse every change, and open SQLite without any write.
             create: True makes a registry where there is none, also on PostgreSQL and object stores;
                 False never; None makes local ones.
-            storage_options: for the fsspec driver of an object store.
+            storage_options: for the fsspec driver of an object store, that of the journal or the artifacts; where
+                neither is on one, of the URLs that files are registered from, and of inputs.
 
         Raises:
             InvalidURI: *url* names no store.
@@ -344,7 +345,12 @@ class Registry(RegistryView):
             key = names.check_text(key, "idempotency_key", 200)
         blobs = self._core.artifacts()
         self._writable()
-        found = sources.collect(files if copy else {}, ignore=ignore, forbidden=self._own())
+        found = sources.collect(
+            files if copy else {},
+            ignore=ignore,
+            forbidden=self._own(),
+            storage_options=self._core.options_of,
+        )
         named = {} if copy else self._named(files, ignore)
         if not found and not named:
             raise InvalidDocument("There is no file to register.", hint="A version needs at least one file.")
@@ -532,7 +538,7 @@ class Registry(RegistryView):
         self._writable()
         self._there(ref)
         if files is not None:
-            found = sources.collect(files, forbidden=self._own())
+            found = sources.collect(files, forbidden=self._own(), storage_options=self._core.options_of)
             stored = tuple(self._core.artifacts().put_all(found))
 
         def decide(view: View, seal: Sealer, model: str, number: int) -> list[Event]:
