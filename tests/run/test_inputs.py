@@ -114,6 +114,8 @@ def test_urls_that_are_not_followed(lay: Lay, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setitem(sys.modules, driver, None)  # as where the extra is not installed
     for url, error, match in (
         ("http://169.254.0.1/x", NotAllowed, "link-local"),
+        ("http://[::ffff:169.254.169.254]/x", NotAllowed, "link-local"),
+        ("http://[fd00:ec2::254]/x", NotAllowed, "service for the machine itself"),
         ("simplecache::file:///etc/passwd", ModelHubError, "cannot be had"),
         ("zip://x::file:///etc/passwd", InvalidName, "chains URLs"),
         ("swift://project/container/key", InvalidName, "unknown"),
@@ -365,3 +367,41 @@ def test_a_target_that_cannot_be_made(reg: Registry, data: Path, tmp_path: Path)
     with pytest.raises(ModelHubError, match="Not a directory"):
         reg.resolve_inputs({"x": str(data / "a.csv")}, tmp_path / "in")
     assert (tmp_path / "in").read_text() == "mine"
+
+
+def test_an_error_names_the_input_once(
+    reg: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However an input is had, the message begins with its name, once."""
+    monkeypatch.chdir(tmp_path)
+    with reg.start_run("train") as run, pytest.raises(NotFound) as error:
+        run.input("x", "none.csv")
+    assert str(error.value).count("The input 'x' cannot be had") == 1
+    with pytest.raises(NotFound) as error:
+        reg.start_run("train", inputs={"x": "none.csv"})
+    assert str(error.value).count("The input 'x' cannot be had") == 1
+
+
+def test_hints_that_help(reg: Registry, data: Path) -> None:
+    """What is in the way of inputs cannot be overwritten by an argument that there is not; names that clash can be kept apart."""
+    reg.resolve_inputs({"x": str(data / "a.csv")}, "in")
+    Path("in/x/a.csv").write_text("changed")
+    with pytest.raises(Conflict, match="in the way") as conflict:
+        reg.resolve_inputs({"x": str(data / "a.csv")}, "in")
+    assert "overwrite" not in str(conflict.value)
+    with pytest.raises(InvalidDocument, match="two inputs"):
+        reg.resolve_inputs({"x": [str(data / "a.csv"), str(data / "sub/a.csv")]}, "other")
+
+
+def test_uris_of_files_are_uris(reg: Registry, tmp_path: Path) -> None:
+    """The URI of a file of a version can be resolved, whatever its name has in it."""
+    reg.register("m", {"my model.bin": b"1", "50%/x.bin": b"22"})
+    reg.create_dataset_version("dataset://d/v1", {"a b.csv": b"3"})
+    placed = reg.resolve_inputs({"m": "model://m/v1", "d": "dataset://d/v1"}, tmp_path / "in")
+    files = [*placed["m"].files, *placed["d"].files]
+    assert [file.uri for file in files] == [
+        "model://m/v1/50%25/x.bin", "model://m/v1/my%20model.bin", "dataset://d/v1/a%20b.csv"
+    ]  # fmt: skip
+    for file in files:
+        assert Path(reg.resolve(file.uri).path).stat().st_size == file.size
+    assert [one.uri for one in placed["m"].run_inputs()] == ["model://m/v1"]

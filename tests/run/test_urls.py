@@ -8,10 +8,12 @@ import json
 import logging
 import os
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import pytest
 
@@ -46,7 +48,7 @@ class Web:
         class Handler(Quiet):
             def answer(self) -> None:
                 path = self.path.partition("?")[0]
-                data = web.files.get(path)
+                data = web.files.get(self.path, web.files.get(path))
                 if data is None:
                     self.send_error(404)
                     return
@@ -187,6 +189,104 @@ def test_secrets_stay_out_of_notes_and_records(reg: Registry, web: Web, tmp_path
             assert b"hunter2" not in path.read_bytes()
 
 
+@pytest.mark.parametrize("name", ["author", "design", "keyword", "token", "session"])
+def test_each_query_is_another_file(reg: Registry, web: Web, name: str) -> None:
+    """Two values of a name, secret or not, are two files: neither gets the other's bytes, nor is flagged for them."""
+    web.etags, web.headers["ETag"] = False, '"1"'
+    for value in ("alice", "bob"):
+        web.files[f"/a.csv?{name}={value}"] = value.encode()
+    for value in ("alice", "bob", "alice"):
+        with reg.start_run("train", inputs={"x": f"{web.url}/a.csv?{name}={value}"}) as run:
+            assert run.input("x").read_bytes() == value.encode()
+        assert not reg.run(run.id).alerts
+        assert ("alice" in reg.run(run.id).inputs[0].uri) == (
+            name not in ("token", "session") and value == "alice"
+        )
+
+
+def test_a_url_that_is_signed_anew(reg: Registry, web: Web) -> None:
+    """It is the same file: not transferred again, and flagged when its bytes are others."""
+    signed = "/a.csv?part=1&X-Amz-Date={0}&X-Amz-Credential=AK{0}&X-Amz-Expires=60&X-Amz-Signature={0}"
+    web.files["/a.csv"] = b"one"
+    for date in ("20260101", "20260102", "20260103"):
+        if date == "20260103":
+            web.files["/a.csv"] = b"two"
+        with reg.start_run("train", inputs={"x": web.url + signed.format(date)}) as run:
+            pass
+        assert [one.uri for one in reg.run(run.id).inputs] == [web.url + "/a.csv?part=1"]
+        assert len(reg.run(run.id).alerts) == (date == "20260103")
+    assert web.asked == {"200": 2, "304": 1}
+
+
+@pytest.mark.parametrize("user", ["ada:hunter2@", "ada:hun/hunter2@", "hunter2@"])
+def test_no_password_is_repeated(reg: Registry, tmp_path: Path, user: str) -> None:
+    """A user in a URL of the web is refused before anything is asked; no message, log or traceback has it."""
+    url = f"https://{user}127.0.0.1/a.csv"
+    with pytest.raises(InvalidURI, match="password") as first, reg.start_run("train", id="r1") as run:
+        run.input("x", url)
+    with pytest.raises(InvalidURI, match="password") as second:
+        reg.register("m", {"a.csv": url})
+    for error in (first.value, second.value):
+        told = "".join(traceback.format_exception(error))
+        assert "hunter2" not in told.replace(f"https://{user}", "")
+    assert "hunter2" not in (reg.run("r1").traceback or "") + (reg.run("r1").exception or "")
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or b"hunter2" not in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://localhost:abc/a.csv", "http://[::1/a.csv", "http:///a.csv", "http://host/a\rb.csv",
+        "http://localhost:99999/a.csv", "s3://KEY:hunter2@bucket/a.csv", "s3://bucket/a.csv?versionId=abc",
+    ],
+)  # fmt: skip
+def test_what_is_no_url_is_told_at_once(reg: Registry, url: str) -> None:
+    """Nothing is tried for a minute that cannot work."""
+    begun = time.monotonic()
+    with pytest.raises(InvalidURI, match="input 'x' cannot be had") as error:
+        had(reg, url)
+    assert "hunter2" not in str(error.value)
+    assert (
+        time.monotonic() - begun < 20
+    )  # seconds; a machine may be busy, and the driver may have to be loaded
+
+
+@pytest.mark.parametrize("name", ["my file.csv", "\u00e4.csv", "50%.csv", "a%20b.csv", "a+b&c.csv"])
+def test_letters_that_no_request_may_hold(reg: Registry, web: Web, name: str) -> None:
+    """They are encoded for the request; the file has its name as people write it, and the record a plain URL."""
+    web.files["/" + quote(unquote(name), safe="+&")] = b"one"
+    placed = reg.resolve_inputs({"x": f"{web.url}/{name}"}, "in")["x"]
+    assert [file.name for file in placed.files] == [unquote(name)]
+    assert placed.uris[0].isascii()
+    made = reg.register("m", f"{web.url}/{name}")
+    assert [file.path for file in made.files] == [unquote(name)]
+
+
+def test_a_scheme_in_capitals(reg: Registry, web: Web) -> None:
+    """A scheme means the same however it is written, as an input and as a source."""
+    web.files["/a.csv"] = b"one"
+    url = web.url.replace("http", "HTTP") + "/a.csv"
+    assert reg.resolve_inputs({"x": url}, "in")["x"].uris == (web.url + "/a.csv",)
+    assert reg.register("m", url).size == 3
+    with pytest.raises(NotFound):
+        had(reg, "MEMORY://bucket/none.csv", "other")
+
+
+def test_a_path_that_changed_is_flagged(reg: Registry, tmp_path: Path) -> None:
+    """A file of this machine that has other bytes than when an input last read it is told, with both digests."""
+    for n, data in enumerate((b"1", b"1", b"2")):
+        Path("a.csv").write_bytes(data)
+        given = (tmp_path / "a.csv").as_uri() if n else "a.csv"
+        with reg.start_run("train", inputs={"x": given}) as run:
+            pass
+        alerts = [alert.message for alert in reg.run(run.id).alerts]
+        assert len(alerts) == (n == 2)
+    for data in (b"1", b"2"):
+        assert hashlib.sha256(data).hexdigest() in alerts[0]
+    assert "'a.csv' have changed" in alerts[0]
+
+
 def test_a_change_is_flagged(reg: Registry, web: Web, caplog: pytest.LogCaptureFixture) -> None:
     """A run that finds other bytes than the run before says so, in its record and in the log, with both digests."""
     web.files["/a.csv"] = b"one"
@@ -270,6 +370,38 @@ def test_s3(reg: Registry, s3_bucket: Any, counted: Counter[str]) -> None:
     assert all(one.tag and one.tag.startswith("etag:") for one in reg.run(run.id).inputs)
     with pytest.raises(NotFound, match="Nothing fits"):
         had(reg, f"{s3_bucket.url}/d/*.parquet", "none")
+
+
+def test_wildcards_see_what_is_there_now(reg: Registry, s3_bucket: Any) -> None:
+    """What came since the last look is found, also in a folder where there was nothing."""
+    url = f"{s3_bucket.url}/w/**/*.csv"
+    with pytest.raises(NotFound):
+        had(reg, url)
+    s3_bucket.put("w/1/a.csv", b"1")
+    assert had(reg, url, "one") == [b"1"]
+    s3_bucket.put("w/1/b.csv", b"22")
+    assert had(reg, url, "two") == [b"1", b"22"]
+
+
+def test_options_are_for_sources_where_the_registry_needs_none(
+    tmp_path: Path, s3_bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """storage_options of a registry on this disk are for the stores that files come from."""
+    s3_bucket.put("d/a.csv", b"1")
+    options = {"endpoint_url": s3_bucket.endpoint, "key": "testing", "secret": "testing-secret"}
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    with hub.open("sqlite:///o.db", cache_dir=tmp_path / "c", storage_options=options) as reg:
+        assert reg.register("m", f"{s3_bucket.url}/d/a.csv").size == 1
+        assert had(reg, f"{s3_bucket.url}/d/a.csv") == [b"1"]
+        reg.configure(external=[s3_bucket.url])
+        assert reg.register("m", f"{s3_bucket.url}/d/a.csv", copy=False).size == 1
+    with hub.open("sqlite:///p.db", artifacts="memory://x", storage_options={"a": 1}) as reg:
+        assert reg._core.options_of("s3://bucket/a") == {"a": 1}
+    with hub.open("sqlite:///q.db", artifacts=f"{s3_bucket.url}/q", storage_options=options) as reg:
+        assert reg._core.options_of("s3://bucket/a") == options
+        assert reg._core.options_of("gs://bucket/a") == {}
 
 
 def test_an_object_that_changes_while_it_is_read(

@@ -3,6 +3,9 @@
 What a store calls one state of a file is its *tag*: the strong ETag of a web server, ETag or version or generation of
 an object store. A weak ETag and a time of change do not say that bytes are the same (RFC 9110, 8.8.1), so what has
 nothing better is fetched each time. A tag only saves the transfer: the bytes are checked by the digest that they had.
+
+A URL has two texts beside itself: *told*, without secrets, is what messages and records call it, and two URLs may be
+told alike; *same* is what tells it from all others, and is only ever hashed (`run.masking.identity`).
 """
 
 from __future__ import annotations
@@ -42,22 +45,23 @@ class Found:
     before: str | None = None
 
 
-def from_web(cache: Cache, url: str, told: str) -> Found:
-    """Return the file at an http or https *url*, which records and notes call *told*.
+def from_web(cache: Cache, url: str, told: str, same: str) -> Found:
+    """Return the file at an http or https *url*; *told* and *same* as the module says.
 
     Raises:
-        NotAllowed, NotFound, CredentialsRefused, Conflict, StoreUnavailable: as `web.web_source`.
+        InvalidURI, NotAllowed, NotFound, CredentialsRefused, Conflict, StoreUnavailable: as `web.web_source`.
     """
-    return _patiently(lambda: _from_web(cache, url, told))
+    key = _key(same)
+    return _patiently(lambda: _from_web(cache, url, told, key))
 
 
-def _from_web(cache: Cache, url: str, told: str) -> Found:
-    note = _Note(cache, told)
+def _from_web(cache: Cache, url: str, told: str, key: str) -> Found:
+    note = _Note(cache, key)
     asked = _asked(note, url, told) if note.path() is not None else None
     if isinstance(asked, Found):
         return asked
-    with cache.turn(_key(told)):
-        note = _Note(cache, told)  # by now somebody else may have fetched it
+    with cache.turn(key):
+        note = _Note(cache, key)  # by now somebody else may have fetched it
         if asked is None:
             asked = _asked(note, url, told)
         elif found := note.found(asked.tag):
@@ -94,19 +98,21 @@ def from_store(
     url: str,
     options: Mapping[str, Any],
     told: str,
+    same: str,
 ) -> Found:
-    """Return the file at *url* of any fsspec driver, which records and notes call *told*.
+    """Return the file at *url* of any fsspec driver; *told* and *same* as the module says.
 
     Raises:
         NotFound: there is nothing.
         InvalidName, MissingExtra, StoreUnavailable, CredentialsRefused: it cannot be opened.
         Conflict: it changed while it was read, each time.
     """
-    return _patiently(lambda: _from_store(cache, url, options, told))
+    key = _key(same)
+    return _patiently(lambda: _from_store(cache, url, options, told, key))
 
 
-def _from_store(cache: Cache, url: str, options: Mapping[str, Any], told: str) -> Found:
-    note = _Note(cache, told)
+def _from_store(cache: Cache, url: str, options: Mapping[str, Any], told: str, key: str) -> Found:
+    note = _Note(cache, key)
     state = url_state(url, dict(options))
     if (found := note.found(state.tag)) is not None:
         return found
@@ -114,8 +120,8 @@ def _from_store(cache: Cache, url: str, options: Mapping[str, Any], told: str) -
     def opener(start: int) -> Reader:
         return Unchanged(state, url, options, start)
 
-    with nullcontext() if state.tag is None else cache.turn(_key(told)):
-        note = _Note(cache, told)
+    with nullcontext() if state.tag is None else cache.turn(key):
+        note = _Note(cache, key)
         return note.found(state.tag) or _taken(cache, note, told, state.tag, state.size, opener)
 
 
@@ -143,10 +149,10 @@ def _taken(
     opener: Callable[[int], Reader],
 ) -> Found:
     """Transfer the file that is *tag* now."""
-    key = None if tag is None else _key(told, tag)
+    state = None if tag is None else _of_state(note.key, tag)
     try:
         with progress.bar(size, told) as step:
-            digest, got, path = cache.take(opener, size, key=key, progress=step)
+            digest, got, path = cache.take(opener, size, key=state, progress=step)
     except Conflict as error:
         raise _Again from error
     except StoreUnavailable as error:
@@ -156,18 +162,32 @@ def _taken(
     return note.written(Found(path, digest, got, tag, note.digest or None))
 
 
-def _key(told: str, tag: str | None = None) -> str:
-    """Return the name of a URL, or of one state of what is behind it, which begins in the same way."""
-    name = hashlib.sha256(told.encode()).hexdigest()
-    return name if tag is None else name[:SAME] + hashlib.sha256(tag.encode()).hexdigest()[SAME:]
+def _key(same: str) -> str:
+    """Return the name of a URL in the cache."""
+    return hashlib.sha256(same.encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def _of_state(key: str, tag: str) -> str:
+    """Return the name of one state of what is behind a URL, which begins as that of the URL does."""
+    return key[:SAME] + hashlib.sha256(tag.encode()).hexdigest()[SAME:]
+
+
+def seen(cache: Cache, same: str, digest: str, size: int) -> str | None:
+    """Return the digest that was last seen under the name *same*, None for none, and note *digest* of *size* bytes."""
+    note = _Note(cache, _key(same))
+    before = note.digest or None
+    if before != digest:
+        note.write(None, digest, size)
+    return before
 
 
 class _Note:
     """What this cache last saw behind a URL."""
 
-    def __init__(self, cache: Cache, told: str) -> None:
+    def __init__(self, cache: Cache, key: str) -> None:
+        self.key = key
         self._cache = cache
-        self._file = cache.url_note(_key(told))
+        self._file = cache.url_note(key)
         self.tag: str | None = None
         self.digest, self.size = "", 0
         try:
@@ -191,11 +211,15 @@ class _Note:
         return None if path is None else Found(path, self.digest, self.size, tag, self.digest)
 
     def written(self, found: Found) -> Found:
-        """Note what was found. A note that is lost costs a transfer."""
-        data = json.dumps({"tag": found.tag, "digest": found.digest, "size": found.size}).encode()
-        with suppress(ModelHubError):
-            self._cache.keep(self._file, data)
+        """Note what was found."""
+        self.write(found.tag, found.digest, found.size)
         return found
 
+    def write(self, tag: str | None, digest: str, size: int) -> None:
+        """Note what is there. A note that is lost costs a transfer."""
+        data = json.dumps({"tag": tag, "digest": digest, "size": size}).encode()
+        with suppress(ModelHubError):
+            self._cache.keep(self._file, data)
 
-__all__ = ["Found", "from_store", "from_web"]
+
+__all__ = ["Found", "from_store", "from_web", "seen"]

@@ -23,8 +23,9 @@ from modelhub_sdk.blobs import disk, place, progress
 from modelhub_sdk.domain import names
 from modelhub_sdk.domain.entities import Datum, File, Resolved
 from modelhub_sdk.domain.lineage import RunInput
-from modelhub_sdk.domain.uri import parse_uri
+from modelhub_sdk.domain.uri import parse_uri, quote_path
 from modelhub_sdk.errors import (
+    Conflict,
     InvalidDocument,
     InvalidName,
     InvalidURI,
@@ -47,6 +48,7 @@ OURS = ("model://", "dataset://", "datum://")
 _NAME = re.compile(r"[^/\\\0]{1,64}")
 _PARAMETER = re.compile(r"\{parameter:([^{}]+)\}")
 _KEEP_HINT = "Write 'none', 'suffix' or 'full'."
+_NOTED = 1000  # files of one folder or wildcard up to which this machine notes the digest of each
 _SMALL = 100_000_000  # bytes of a file whose md5 and sha1 are worth a second reading
 
 
@@ -69,7 +71,7 @@ class InputFile:
     `name` is its path in the input's folder (until it is laid out, its whole path where it comes from),
     `path` where it stands on this disk (None: not downloaded), `source` its path in the version or on
     the store. `uri` is pinned, without secrets. Of a plain URL `tag` is what its store calls this state of it
-    (ETag, version, generation), `before` the digest that this machine had seen behind it.
+    (ETag, version, generation); of that and of a path `before` is the digest that this machine had seen there.
     """
 
     name: str
@@ -88,7 +90,7 @@ class InputFile:
 class PlacedInput:
     """An input on this disk; `uris` are pinned, `folder` is None when it has no files here.
 
-    `alerts` say of which plain URLs the bytes are others than those that were seen there before.
+    `alerts` say of which plain URLs and paths the bytes are others than those that were seen there before.
     """
 
     name: str
@@ -171,7 +173,7 @@ def _uri_text(name: str, uri: object) -> str:
     try:
         return names.check_text(text, "input", 8192)
     except InvalidName as error:
-        raise _named(error, name) from None
+        raise named(error, name) from None
 
 
 def substituted(uri: str, params: Mapping[str, Any]) -> str:
@@ -244,12 +246,12 @@ def _fetched(
     files: list[InputFile] = []
     for template in spec.uris:
         try:
-            uri = substituted(template, params)
+            uri = _with_small_scheme(substituted(template, params))
             got = _of_registry(reg, uri) if uri.startswith(OURS) else _of_url(reg, uri)
             hold(File(file.name, file.size, file.digest) for file in got.files)
             files += [_laid(file, got, spec) for file in got.files]
         except ModelHubError as error:
-            raise _named(error, spec.name) from None
+            raise named(error, spec.name) from None
         uris += got.uris
     if spec.filename and len(files) == 1:
         files = [evolve(files[0], name=_forced(spec))]
@@ -260,28 +262,35 @@ def _fetched(
             raise InvalidDocument(
                 f"The input {shown(spec.name)} has two files {shown(file.name)}: {shown(other.uri, 200)} and"
                 f" {shown(file.uri, 200)}.",
-                hint="keep-directories: full keeps their folders.",
+                hint="Make them two inputs, or keep their folders: keep-directories: full in valohai.yaml,"
+                " a folder or wildcard above both in Python.",
             )
     try:
         names.check_paths(by_name)
     except ModelHubError as error:
-        raise _named(error, spec.name) from None
+        raise named(error, spec.name) from None
     chosen = tuple(by_name.values())
     if not spec.download:
         chosen = tuple(evolve(file, path=None) for file in chosen)
     return PlacedInput(spec.name, tuple(dict.fromkeys(uris)), chosen, alerts=_changed(reg, files))
 
 
+def _with_small_scheme(uri: str) -> str:
+    """Return a URI with its scheme in small letters: ``S3://`` means ``s3://``."""
+    return re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*(?=://)", lambda match: match[0].lower(), uri)
+
+
 def _forced(spec: InputSpec) -> str:
     try:
         return names.check_path(spec.filename, "filename")
     except ModelHubError as error:
-        raise _named(error, spec.name) from None
+        raise named(error, spec.name) from None
 
 
-def _named(error: ModelHubError, name: str) -> ModelHubError:
-    """Return the error with the name of the input before its message."""
-    error.message = f"The input {shown(name)} cannot be had: {error.message}"
+def named(error: ModelHubError, name: str) -> ModelHubError:
+    """Return the error with the name of the input before its message, once."""
+    start = f"The input {shown(name)} cannot be had: "
+    error.message = start + error.message.removeprefix(start)
     error.args = (error.message,)
     return error
 
@@ -314,15 +323,19 @@ def _placed(reg: Registry, one: PlacedInput, into: Path) -> PlacedInput:
         return one
     target = into / one.name
     by_name = {file.name: file for file in here}
-    place.into(
-        str(target),
-        tuple(File(file.name, file.size, file.digest) for file in here),
-        lambda file: Path(str(by_name[file.path].path)),
-        link="reflink",  # or a copy: scripts write to their inputs and move them away
-        overwrite=False,
-        records=reg._core.cache().records,
-        watch=lambda total: progress.bar(total, f"into {target.parent.name}/{target.name}"),
-    )
+    try:
+        place.into(
+            str(target),
+            tuple(File(file.name, file.size, file.digest) for file in here),
+            lambda file: Path(str(by_name[file.path].path)),
+            link="reflink",  # or a copy: scripts write to their inputs and move them away
+            overwrite=False,
+            records=reg._core.cache().records,
+            watch=lambda total: progress.bar(total, f"into {target.parent.name}/{target.name}"),
+        )
+    except Conflict as error:
+        error.hint = "Move that folder away, or have the inputs in another one."
+        raise
     files = tuple(
         evolve(file, path=target / file.name) if file.path is not None else file for file in one.files
     )
@@ -340,7 +353,7 @@ def _of_registry(reg: Registry, uri: str) -> _Got:
         rows = [(version.name, version.size, version.digest, Path(found.path), found.uri)]
     else:
         rows = [
-            (file.path, file.size, file.digest, path, f"{found.uri}/{file.path}")
+            (file.path, file.size, file.digest, path, f"{found.uri}/{quote_path(file.path)}")
             for file in version.files
             if (path := _path_of(found, inner, file.path)) is not None
         ]
@@ -379,7 +392,7 @@ def _of_url(reg: Registry, uri: str) -> _Got:
     if "\0" in uri:  # a parameter may have brought it
         raise InvalidURI(f"{shown(masking.url(uri), 200)} holds a NUL.")
     if "://" not in uri:
-        return _of_disk(uri.removeprefix("file:"))  # as a record names it
+        return _of_disk(reg, uri.removeprefix("file:"))  # as a record names it
     if uri.startswith("file://"):
         host, _, path = uri.removeprefix("file://").partition("/")
         if host not in ("", "localhost"):
@@ -387,12 +400,14 @@ def _of_url(reg: Registry, uri: str) -> _Got:
                 f"{shown(uri, 200)} is on the host {shown(host)}.",
                 hint="Write file:///path, with three slashes.",
             )
-        return _of_disk("/" + unquote(path))  # whole: ? is a wildcard here, and # a letter
+        return _of_disk(reg, "/" + unquote(path))  # whole: ? is a wildcard here, and # a letter
     return _of_web(reg, uri) if uri.startswith(("http://", "https://")) else _of_store(reg, uri)
 
 
-def _of_disk(path: str) -> _Got:
+def _of_disk(reg: Registry, path: str) -> _Got:
     import glob
+
+    from modelhub_sdk.blobs import urls
 
     if os.path.isdir(path):
         top, paths = path, sorted(str(one) for one in Path(path).rglob("*") if one.is_file())
@@ -406,13 +421,15 @@ def _of_disk(path: str) -> _Got:
             f"There is no file {shown(path, 200)}.", hint="Look at the path; * and ** are wildcards."
         )
     here = _is_below(top)
+    cache = reg._core.cache()
     files = []
     for one in paths:
         _check_utf8(one)
         digest, size = disk.hash_file(os.path.realpath(one))
-        source = _shown_path(one)
+        source, whole = _shown_path(one), os.path.abspath(one)
+        before = urls.seen(cache, "file:" + whole, digest, size) if len(paths) <= _NOTED else None
         files.append(
-            InputFile(_whole(one, here), source, "file:" + source, size, digest, Path(os.path.abspath(one)))
+            InputFile(_whole(one, here), source, "file:" + source, size, digest, Path(whole), before=before)
         )
     return _Got([file.uri for file in files], files, _whole(top, here))
 
@@ -442,13 +459,11 @@ def _shown_path(path: str) -> str:
 
 
 def _of_web(reg: Registry, uri: str) -> _Got:
-    from modelhub_sdk.blobs import urls
+    from modelhub_sdk.blobs import urls, web
 
-    told = masking.url(uri)
-    try:
-        path = unquote(urlsplit(uri).path)
-    except ValueError:
-        raise InvalidURI(f"{shown(told, 300)} is no URL.", hint="Look at the brackets of its host.") from None
+    url = web.asked_for(uri)
+    told = masking.record(url)
+    path = unquote(urlsplit(url).path)
     if not path.rpartition("/")[2]:
         raise InvalidURI(f"{shown(told, 300)} names no file.", hint="Write the whole URL of a file.")
     if "*" in path:
@@ -456,7 +471,7 @@ def _of_web(reg: Registry, uri: str) -> _Got:
             f"{shown(told, 300)} has a wildcard, and a web server does not tell what fits one.",
             hint="Name the files one by one.",
         )
-    found = urls.from_web(reg._core.cache(), uri, told)
+    found = urls.from_web(reg._core.cache(), url, told, masking.identity(url))
     name = path.lstrip("/")
     return _Got([told], [_from_url(name, told, found)], name.rpartition("/")[0])
 
@@ -472,11 +487,12 @@ def _of_store(reg: Registry, uri: str) -> _Got:
     from modelhub_sdk.blobs.parallel import each
 
     told = masking.url(uri)
-    url, options, account = _driver(uri)
+    url, given, account = _driver(uri)
+    options = {**reg._core.options_of(url), **given}
     fs, path = driver.open_filesystem(url, options)
     keys = [path]
     if "*" in path:
-        found = driver.patiently(lambda: fs.glob(path, detail=True), "list", told)
+        found = driver.patiently(lambda: _listed(fs, path), "list", told)
         keys = sorted(key for key, info in found.items() if info.get("type") != "directory")
         if not keys:
             raise NotFound(
@@ -485,13 +501,21 @@ def _of_store(reg: Registry, uri: str) -> _Got:
     cache = reg._core.cache()
 
     def fetched(key: str, _: Any) -> InputFile:
-        pinned = masking.url(f"azure://{account}/{key}" if account else fs.unstrip_protocol(key))
-        found = urls.from_store(cache, fs.unstrip_protocol(key), options, pinned)
+        whole = f"azure://{account}/{key}" if account else fs.unstrip_protocol(key)
+        pinned = masking.record(whole)
+        found = urls.from_store(cache, fs.unstrip_protocol(key), options, pinned, masking.identity(whole))
         return _from_url(_in_store(key), pinned, found)
 
     files = list(each(fetched, keys, None))
     root = _in_store(path.partition("*")[0].rpartition("/")[0] + "/")
     return _Got([file.uri for file in files], files, root)
+
+
+def _listed(fs: Any, path: str) -> Mapping[str, Any]:
+    """Return what fits a wildcard now, not when the driver last looked."""
+    fs.invalidate_cache()
+    found: Mapping[str, Any] = fs.glob(path, detail=True)
+    return found
 
 
 def _in_store(key: str) -> str:
@@ -508,22 +532,26 @@ def _driver(uri: str) -> tuple[str, dict[str, Any], str]:
 
 
 def _changed(reg: Registry, files: Sequence[InputFile]) -> tuple[str, ...]:
-    """Return a sentence for each plain URL whose bytes are not those that were last seen there.
+    """Return a sentence for each plain URL or path whose bytes are not those that were last seen there.
 
-    By a run of this registry; where there is none, by this machine.
+    By a run of this registry; where there is none, by this machine. Of a path only this machine can tell: the
+    same one, below another folder or on another machine, is another file.
     """
-    plain = {file.uri: file for file in files if "://" in file.uri and not file.uri.startswith(OURS)}
+    plain = [file for file in files if not file.uri.startswith(OURS)]
+    # What is told with *** may be several URLs, so nothing can be said of it but by this machine.
+    known = [file.uri for file in plain if "://" in file.uri and masking.MASK not in file.uri]
     with reg._core.view() as view:
-        seen = runs.seen_at(view, list(plain))
+        recorded = runs.seen_at(view, known)
     alerts = []
-    for uri, file in plain.items():
-        digest, by = seen.get(uri, (file.before, ""))
+    for file in plain:
+        digest, by = recorded.get(file.uri, (file.before, ""))
         if digest not in (None, file.digest):
             who = f"the run {by}" if by else "this machine before"
+            where = file.uri if "://" in file.uri else file.source
             alerts.append(
-                f"The bytes behind {shown(uri, 300)} have changed: {who} had {digest}, now it is {file.digest}."
+                f"The bytes behind {shown(where, 300)} have changed: {who} had {digest}, now it is {file.digest}."
             )
-    return tuple(alerts)
+    return tuple(dict.fromkeys(alerts))
 
 
 def checksums(file: InputFile) -> dict[str, str]:

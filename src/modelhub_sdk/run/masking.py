@@ -9,13 +9,14 @@ A name is cut into words (``hfToken``, ``hf_token`` and ``hf.token`` are *hf* an
   bool stays (``seed_key=3``), and so do the names that training code uses: ``pad_token``, ``label_key`` …
 - all else stays: ``max_tokens``, ``tokenizer``, ``key_size``, ``top_k``, ``author``.
 
-Names in the query of a URL are judged harder (``sig``, ``X-Amz-Credential``), because nothing is lost there.
+Names in the query of a URL are judged harder (``sig``, ``X-Amz-Credential``, ``session_id``): one such word is enough.
 Nothing here raises on rubbish. It is a net under people's mistakes, not a proof: a password that is given
 as a bare word is not known from another word, unless it has a well-known shape (``ghp_…``, ``AKIA…``).
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ from urllib.parse import unquote
 
 from modelhub_sdk.domain.values import Frozen, Opaque
 
-__all__ = ["MASK", "command", "line", "mapping", "text", "url"]
+__all__ = ["MASK", "command", "identity", "line", "mapping", "record", "text", "url"]
 
 MASK: Final = "***"
 """What stands in the place of a secret."""
@@ -68,9 +69,25 @@ _PLAIN: Final = re.compile(
     r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|true|false|none|null|yes|no|on|off", re.IGNORECASE
 )
 
-_QUERY_SECRET: Final = re.compile(
-    r"sig|token|secret|passw|pwd|credential|key|auth|jwt|session", re.IGNORECASE
+_QUERY_WORDS: Final = _set("sig signature token tokens key keys auth jwt session sessionid sid pwd")
+_QUERY_ENDS: Final = re.compile(
+    r"(token|secret|passwd|password|passphrase|pwd|signature|credential|sess(ion)?id|accesskeyid"
+    r"|(api|access|auth|secret|private|subscription|account|function)key)s?$"
 )
+# What signs a URL says nothing of the bytes behind it, and is another at each signing. Short names, which may mean
+# something else, are taken for that only beside those that always stand with them.
+_SIGNING: Final = ("x-amz-", "x-goog-")
+_OLD_SIGNING: Final = _set("signature expires policy key-pair-id awsaccesskeyid googleaccessid")
+_AZURE_SIGNING: Final = _set(
+    "sig sv ss srt se sr sp st spr sip si skoid sktid skt ske sks skv sdd saoid suoid scid ses"
+)
+_SIGNED_WITH: Final = (
+    (_set("signature key-pair-id"), _OLD_SIGNING),
+    (_set("signature awsaccesskeyid"), _OLD_SIGNING),
+    (_set("signature googleaccessid"), _OLD_SIGNING),
+    (_set("sig sv"), _AZURE_SIGNING),
+)
+_ROUNDS: Final = 100_000  # so that a short secret is not found by trying
 _QUERY_PIECE: Final = re.compile(r"([?&;#])([^=&;#?]+)=([^&;#]+)")
 _USERINFO_INSIDE: Final = re.compile(r"//[^/@\s]*@")
 _SCHEME: Final = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)*[A-Za-z][A-Za-z0-9+.-]*://")
@@ -112,6 +129,34 @@ def url(text: str) -> str:
     user, rest = _split_user(rest)
     keep = user and ":" not in user and scheme[0].rpartition(":")[0].lower() in _KEEPS_USER
     return scheme[0] + (f"{user}@" if keep else "") + _query(rest)
+
+
+def record(text: str) -> str:
+    """Return the URL of an input as it is recorded: as `url`, and one from the web without what only signs it.
+
+    A URL that is signed anew for each download stays the same so.
+    """
+    return url(_unsigned(text))
+
+
+def identity(text: str) -> str:
+    """Return what tells one URL from another, to be hashed and never shown: as `record`, but with secrets digested.
+
+    ``?token=a`` and ``?token=b`` may be two people's files, though records show both as ``?token=***``.
+    """
+
+    def digested(match: re.Match[str]) -> str:
+        shown = _query_piece(match)
+        if shown == match[0]:
+            return shown
+        slow = hashlib.pbkdf2_hmac("sha256", match[3].encode("utf-8", "backslashreplace"), b"url", _ROUNDS)
+        return f"{match[1]}{match[2]}={slow.hex()}"
+
+    bare = _unsigned(text)
+    scheme = _SCHEME.match(bare)
+    if scheme is None:
+        return _QUERY_PIECE.sub(digested, bare)
+    return scheme[0] + _QUERY_PIECE.sub(digested, _split_user(bare[scheme.end() :])[1])
 
 
 def command(argv: Sequence[str]) -> str:
@@ -248,9 +293,29 @@ def _query(rest: str) -> str:
 
 
 def _query_piece(match: re.Match[str]) -> str:
-    name, value = unquote(match[2]), unquote(match[3])
-    hidden = _QUERY_SECRET.search(name) or _strength(_words_of(name)) or _USERINFO_INSIDE.search(value)
+    words, value = _words_of(unquote(match[2])), unquote(match[3])
+    hidden = (
+        any(word in _QUERY_WORDS or _QUERY_ENDS.search(word) for word in words)
+        or _strength(words)
+        or _USERINFO_INSIDE.search(value)
+    )
     return f"{match[1]}{match[2]}={MASK}" if hidden else match[0]
+
+
+def _unsigned(text: str) -> str:
+    """Return a URL of the web without what signs it, and without its fragment, which no server sees."""
+    if not re.match(r"https?://", text, re.IGNORECASE):
+        return text
+    place, mark, query = text.partition("#")[0].partition("?")
+    pieces = query.split("&") if mark else []
+    names = [unquote(piece.partition("=")[0]).lower() for piece in pieces]
+    signing = {name for signs, those in _SIGNED_WITH if signs <= set(names) for name in those}
+    kept = [
+        piece
+        for piece, name in zip(pieces, names, strict=True)
+        if name not in signing and not name.startswith(_SIGNING)
+    ]
+    return place + ("?" + "&".join(kept) if kept else "")
 
 
 def _option(match: re.Match[str]) -> str:

@@ -189,8 +189,7 @@ class Run:
         try:
             path = self._brought(good, uri)
         except ModelHubError as error:
-            error.args = (f"The input {shown(good)} cannot be had: {error.message}",)
-            error.message = error.args[0]
+            laying.named(error, good)
             raise
         for key in [key for key in self._inputs if key not in before]:
             one = self._inputs.pop(key)

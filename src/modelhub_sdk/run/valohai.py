@@ -271,4 +271,4 @@ def _run_input(name: str, file: Mapping[str, Any]) -> RunInput | None:
         and not {"", ".", ".."} & set(path.split("/"))
     )
     files = (File(path, size, f"sha256:{digest}"),) if good and isinstance(size, int) else ()
-    return RunInput(uri=masking.url(uri), name=name, files=files)
+    return RunInput(uri=masking.record(uri), name=name, files=files)
