@@ -101,6 +101,15 @@ def test_hostile_urls(url: str, reg: Registry) -> None:
         reg.configure(external=[url])
 
 
+def test_a_prefix_of_older_settings() -> None:
+    """One that no rule would take any more allows nothing, takes nothing away from the others, and is not quoted."""
+    prefixes = ["https://me:hun/hunter2@bucket/a", "s3://bucket/a"]
+    assert external.is_allowed("s3://bucket/a/b", prefixes)
+    with pytest.raises(NotAllowed) as error:
+        external.check("https://bucket/a/b", prefixes)
+    assert "hunter2" not in str(error.value)
+
+
 @pytest.mark.parametrize("mark", ["?X-Amz-Signature=hunter2", "#hunter2"])
 def test_a_query_is_called_one(mark: str) -> None:
     """The message says that a query is not allowed, and not that the URL is none."""

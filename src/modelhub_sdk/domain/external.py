@@ -106,18 +106,26 @@ def parts(url: str) -> Parts:
 
 
 def is_allowed(url: str, prefixes: Iterable[str]) -> bool:
-    """Return whether *url* lies below one of *prefixes*; raises as `parts`."""
+    """Return whether *url* lies below one of *prefixes*; raises as `parts`.
+
+    A prefix that could not be named allows nothing: settings may be older than a rule.
+    """
     scheme, host, names = parts(url)
-    return any(
-        (scheme, host) == found[:2] and names[: len(found[2])] == found[2] for found in map(parts, prefixes)
-    )
+    for prefix in prefixes:
+        try:
+            found = parts(prefix)
+        except InvalidURI:
+            continue
+        if (scheme, host) == found[:2] and names[: len(found[2])] == found[2]:
+            return True
+    return False
 
 
 def check(url: str, prefixes: Iterable[str]) -> None:
     """Raise NotAllowed unless *url* lies below one of *prefixes*; InvalidURI as `parts`."""
     known = tuple(prefixes)
     if not is_allowed(url, known):
-        allowed = ", ".join(shown(one, 200) for one in known) or "none"
+        allowed = ", ".join(shown(plain(one), 200) for one in known) or "none"
         raise NotAllowed(
             f"Bytes at {shown(plain(url), 300)} may not be named by this registry; allowed prefixes: {allowed}.",
             hint="The owner of the registry allows more with reg.configure(external=[...]).",
