@@ -389,7 +389,7 @@ def test_hints_that_help(reg: Registry, data: Path) -> None:
     with pytest.raises(Conflict, match="in the way") as conflict:
         reg.resolve_inputs({"x": str(data / "a.csv")}, "in")
     assert "overwrite" not in str(conflict.value)
-    with pytest.raises(InvalidDocument, match="two inputs"):
+    with pytest.raises(InvalidDocument, match="two inputs; in a step of valohai.yaml"):
         reg.resolve_inputs({"x": [str(data / "a.csv"), str(data / "sub/a.csv")]}, "other")
 
 

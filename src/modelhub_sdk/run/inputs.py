@@ -262,8 +262,7 @@ def _fetched(
             raise InvalidDocument(
                 f"The input {shown(spec.name)} has two files {shown(file.name)}: {shown(other.uri, 200)} and"
                 f" {shown(file.uri, 200)}.",
-                hint="Make them two inputs, or keep their folders: keep-directories: full in valohai.yaml,"
-                " a folder or wildcard above both in Python.",
+                hint="Make them two inputs; in a step of valohai.yaml keep-directories: full keeps their folders.",
             )
     try:
         names.check_paths(by_name)
