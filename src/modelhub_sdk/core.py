@@ -634,7 +634,7 @@ def pins_folder(core: Core) -> Path:
 def _has_pins(core: Core) -> bool:
     """Return whether anything was ever resolved from this registry into this cache."""
     with suppress(ModelHubError, OSError):
-        return pins_folder(core).is_dir()
+        return core.cache().note(pins_folder(core)).is_dir()
     return False
 
 

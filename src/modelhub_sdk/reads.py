@@ -604,8 +604,9 @@ class RegistryView:
         Args:
             uri: ``model://name/v3``, ``model://name/latest``, an alias, a digest; with a path after
                 it, that one file or folder.
-            into: the inputs directory: it appears whole or not at all. Without it, a read-only
-                folder in the cache, and nothing is copied.
+            into: the inputs directory: it appears whole or not at all; what another version of the same left
+                there goes, what was placed there from elsewhere stays. Without it, a read-only folder in the
+                cache, and nothing is copied.
             files: only these: paths, folders, globs; a leading ``!`` excludes. With a slash they begin at
                 the top, without one they fit a name in any folder; ``**/`` also stands for no folder.
             require: ``"approved"`` makes any other version an error, also by number.
@@ -613,7 +614,7 @@ class RegistryView:
             route_key: which version of a weighted alias: the same key gets the same version.
             link: ``"copy"``, ``"reflink"`` (a copy where the file system has none), ``"hard"`` (likewise, across
                 file systems), or ``"auto"``: reflink where possible; default ``$MODELHUB_LINK``, else auto.
-            verify: ``"always"`` hashes also what the cache verified before.
+            verify: ``"always"`` hashes also what the cache verified before, and what stands in *into*.
             progress: show a bar, or not; by default when a person is watching.
             overwrite: replace the files of *into* that are in the way.
 

@@ -223,7 +223,7 @@ def _forget_deleted(core: Core, view: View) -> None:
     # Copies of a registry share its id, and go their own ways afterwards: the place says which it is.
     note = Path(cache.path) / "dropped" / core.registry_id / pins_folder(core).name
     with suppress(OSError, ValueError):
-        core.dropped = max(core.dropped, int(note.read_bytes()))
+        core.dropped = max(core.dropped, int(cache.note(note).read_bytes()))
     if last <= core.dropped:
         return
     known = View(view.sql).garbage()
@@ -519,7 +519,7 @@ def _remember(core: Core, uri: _URI, pinned: Pinned) -> None:
     selectors = {_selector(uri), version.uri.rpartition("/")[2]}
     if isinstance(version, ModelVersion):
         usable = version.status != "rejected" and not version.archived
-        if usable and not _pin_file(core, uri, version.digest).exists():
+        if usable and not core.cache().note(_pin_file(core, uri, version.digest)).exists():
             # What the digest means is known only when it was asked for; this is a good guess.
             selectors.add(version.digest)
         # What people typed stays out: no redaction would ever reach this user's cache.
@@ -555,7 +555,7 @@ def _remembered(core: Core, uri: _URI, stale_ok: timedelta | None, error: ModelH
     """
     kind: Any = {"ModelURI": ModelVersion, "DatasetURI": DatasetVersion}.get(type(uri).__name__, Datum)
     try:
-        raw = json.loads(_pin_file(core, uri, _selector(uri)).read_bytes())
+        raw = json.loads(core.cache().note(_pin_file(core, uri, _selector(uri))).read_bytes())
         version = codec.structure_version(raw["version"], kind)
         as_of = codec.parse_time(raw["as_of"])
         if raw["url"] != core.url or (isinstance(uri, ModelURI) and version.model != uri.name):
@@ -647,9 +647,10 @@ class _Use:
     def _waiting(self) -> list[tuple[Note, Path]]:
         found = []
         with suppress(OSError, ModelHubError):
-            for name in sorted(os.listdir(self._folder()))[:_SPOOLED]:
+            folder = self._core.cache().note(self._folder())
+            for name in sorted(os.listdir(folder))[:_SPOOLED]:
                 if re.fullmatch(r"[0-9a-f]{32}\.json", name):
-                    file = self._folder() / name
+                    file = folder / name
                     found.append((Note(name[:-5], file.read_bytes()), file))
         return found
 
@@ -661,9 +662,10 @@ class _Use:
             if _Use._lost == 1:
                 with suppress(RuntimeWarning):  # where warnings are errors: an inference goes on
                     warnings.warn(
-                        "The use of a model version could not be recorded (store and cache cannot be written).",
+                        f"That {json.loads(self._note.body)['uri']} was used could not be recorded: neither the registry"
+                        f" {shown(self._core.url, 200)} nor the cache {shown(self._core.cache().path, 200)} can be written.",
                         RuntimeWarning,
-                        stacklevel=4,
+                        stacklevel=5,
                     )
 
 
