@@ -103,6 +103,7 @@ class Core:
     documents: dict[str, bytes] = field(factory=dict, repr=False)
     manifests: dict[str, tuple[File, ...]] = field(factory=dict, repr=False)
     remembered: dict[Path, tuple[object, float]] = field(factory=dict, repr=False)
+    noted: dict[tuple[int, str, str | None], float] = field(factory=dict, repr=False)
     dropped: int = 0
     closed: bool = False
     options: Mapping[str, Any] = field(factory=dict, repr=False)

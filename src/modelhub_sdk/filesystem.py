@@ -7,50 +7,115 @@
     fsspec.filesystem("model").ls("customer-churn/v1")
 
 Which registry: the storage option ``registry`` (a URL, or an open `Registry`), else the default one. A name
-that moves is pinned when something is opened; what is open goes on with its version. What is opened is
-recorded as a use, and as an input of the run that is on.
+that moves is pinned when something is opened; what is open goes on with its version. One call that touches
+many files (`get`, `cat`, `glob` …) sees one version. What is opened is recorded as a use, at most once an hour
+for each version, open registry and process (and run), and as an input of the run of that registry that is on.
 
-Bytes: a file that is in the cache, or of at most 64 MB, is read from there, verified as `resolve` does it. Of a
-larger one only the ranges that are asked for are fetched. A part of a file cannot be verified; when a file
-is read from its first byte to its last, its digest is compared at the end.
+Bytes: a file that is in the cache is read from there. Otherwise one of at most 64 MB is fetched as a whole when it
+is opened, verified as `resolve` does it; for a part of it by `cat_file` or `cat_ranges`, one of at most 4 MB. Of all
+others only the ranges that are asked for are fetched. A part of a file cannot be verified; when a file is
+read from its first byte to its last, its digest is compared at the end.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import io
 import os
 import threading
-from contextlib import nullcontext
-from typing import Any, BinaryIO, ClassVar
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import datetime
+from typing import Any, ClassVar
 from urllib.parse import unquote_to_bytes
 
 from attrs import frozen
 from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
+from fsspec.utils import tokenize
 
-from modelhub_sdk import active, hub, resolver
+from modelhub_sdk import active, hub, resolver, surroundings
 from modelhub_sdk.blobs import disk
 from modelhub_sdk.domain import names
 from modelhub_sdk.domain.entities import Datum, File, Resolved
 from modelhub_sdk.domain.uri import DatasetURI, DatumURI, ModelURI, quote_path
-from modelhub_sdk.errors import InvalidName, InvalidURI, ModelHubError, NotAllowed, NotFound, Offline, shown
+from modelhub_sdk.errors import (
+    InvalidName,
+    InvalidURI,
+    ModelHubError,
+    NoApprovedVersion,
+    NotAllowed,
+    NotApproved,
+    NotFound,
+    Offline,
+    Purged,
+    nearest,
+    shown,
+)
 from modelhub_sdk.index import data
 from modelhub_sdk.registry import Registry
+from modelhub_sdk.stores.opening import connect
 
-__all__ = ["DatasetFileSystem", "DatumFileSystem", "ModelFileSystem"]
+__all__ = [
+    "DatasetFileSystem",
+    "DatumFileSystem",
+    "IsFolder",
+    "ModelFileSystem",
+    "NoSuchFile",
+    "NothingApproved",
+    "ReadOnly",
+]
 
 WHOLE = 64 << 20
-"""Bytes up to which a file is fetched as a whole, into the cache."""
+"""Bytes up to which a file that is opened is fetched as a whole, into the cache: it is verified before its first
+byte is handed out, and the next reader has it here. About a second from an object store, whose single
+stream brings some 100 MB/s."""
 
-_TREES = 8  # versions whose folders an instance remembers
+PART = 4 << 20
+"""Bytes up to which the whole file is fetched for a part of it: they travel in about the time of one more request."""
+
+_AGAIN = 3600.0  # seconds after which a use that goes on is recorded again
+_FILES = 200_000  # files in the trees that this process remembers
+_FIXED = 8  # fixed versions that one call remembers; all names that move are remembered
+_KEPT = 4  # registries that were opened by URL and stay open, so that a loop does not open one for each file
+_TRIES = 4
+
+_OPTIONS = frozenset(
+    {
+        "add_aliases",
+        "add_docs",
+        "asynchronous",
+        "batch_size",
+        "listings_expiry_time",
+        "loop",
+        "max_paths",
+        "skip_instance_cache",
+        "use_listings_cache",
+    }
+)
+"""Options that fsspec itself gives any file system."""
 
 
-class _Missing(NotFound, FileNotFoundError):
+class NoSuchFile(NotFound, FileNotFoundError):
     """There is no such file or folder, as callers of fsspec expect to be told."""
 
 
-class _ReadOnly(NotAllowed, NotImplementedError):
+class NothingApproved(NoApprovedVersion, FileNotFoundError):
+    """`latest` was asked of a model that has no approved version, as callers of fsspec expect to be told."""
+
+
+class IsFolder(NotFound, IsADirectoryError):
+    """What was to be opened is a folder."""
+
+
+class ReadOnly(NotAllowed, NotImplementedError):
     """What is registered never changes."""
+
+
+_NOTHING = (NotFound, InvalidURI, InvalidName)  # there is no such thing, and with such a name never will be
 
 
 @frozen
@@ -73,35 +138,143 @@ class _Tree:
         return cls(pinned, {file.path: file for file in pinned.files}, folders)
 
 
+class _Pins(threading.local):
+    """What names mean within one call on this thread; nothing is remembered between calls."""
+
+    on = False
+
+    def __init__(self) -> None:
+        self.moving: dict[str, _Tree] = {}
+        self.fixed: dict[str, _Tree] = {}
+
+    def get(self, uri: str) -> _Tree | None:
+        """Return what *uri* meant earlier in this call."""
+        return self.moving.get(uri) or self.fixed.get(uri)
+
+    def put(self, uri: str, tree: _Tree) -> None:
+        """Remember what *uri* means, until the call ends."""
+        if not self.on:
+            return
+        if uri != tree.pinned.version.uri:
+            self.moving[uri] = tree
+            return
+        while len(self.fixed) >= _FIXED:  # a walk over everything must not hold everything
+            self.fixed.pop(next(iter(self.fixed)))
+        self.fixed[uri] = tree
+
+    @contextmanager
+    def one_call(self, moving: dict[str, _Tree] | None = None) -> Iterator[None]:
+        """Within the block, and the blocks in it, a name that moves means one version.
+
+        A call that is interrupted passes the same *moving* each time: what such names mean in it.
+        """
+        if self.on:
+            yield
+            return
+        self.on = True
+        self.moving = {} if moving is None else moving
+        try:
+            yield
+        finally:
+            self.on = False
+            self.moving, self.fixed = {}, {}
+
+
+def _as_one(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return *method* such that it sees one version of each name that moves."""
+
+    @functools.wraps(method)
+    def call(self: _FileSystem, *args: Any, **kwargs: Any) -> Any:
+        with self._pins.one_call():
+            return method(self, *args, **kwargs)
+
+    return call
+
+
 class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
     """What the three have in common.
 
     Args:
         registry: a registry's URL, or an open `Registry`; None: the default one, whenever something is read.
-        storage_options: what fsspec takes.
+        storage_options: for the fsspec driver of the registry that *registry* is the URL of.
+        cache_dir: the cache for it, if not that of this user.
+        options: what fsspec gives any file system.
+
+    Pickled, it carries the URL of its registry (of the default one, if there is one by then) without the password in
+    it, and these options. In the process that pickled it, it has the same open registry again.
+
+    Raises:
+        InvalidName: an option that is unknown here, or cannot be used.
     """
 
     root_marker = ""
     cachable = False  # the default registry may be another one next time
     kind: ClassVar[str] = ""
 
-    def __init__(self, registry: Any = None, **storage_options: Any) -> None:
+    def __init__(
+        self,
+        registry: Any = None,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        **options: Any,
+    ) -> None:
+        self._check_options(registry, {"storage_options": storage_options, "cache_dir": cache_dir}, options)
+        super().__init__(**options)
+        self._given = registry
+        self._opening = {"storage_options": storage_options, "cache_dir": cache_dir}
+        self._mine: tuple[int, Registry] | None = None
+        self._pins = _Pins()
+
+    def _check_options(self, registry: Any, opening: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         if not (registry is None or isinstance(registry, (str, os.PathLike, Registry))):
             raise InvalidName(
                 f"registry={shown(registry)} is no registry.", hint="Pass its URL, or an open one."
             )
-        super().__init__(registry=registry, **storage_options)
-        self._given = registry
-        self._mine: tuple[int, Registry] | None = None
-        self._lock = threading.Lock()
-        self._used: set[tuple[int, str]] = set()
-        self._trees: dict[tuple[str, str], _Tree] = {}
+        if "stale_ok" in options:
+            raise InvalidName(
+                f"stale_ok= is for resolve; {self.kind}:// does not take it.",
+                hint="Open files of the folder that reg.resolve(uri, stale_ok=...) returns; a fixed version that"
+                " was resolved before needs no registry.",
+            )
+        known = ["registry", *opening]
+        for one in options.keys() - _OPTIONS:
+            near = nearest(one, known)
+            raise InvalidName(
+                f"{shown(one)} is no option of {self.kind}://.",
+                hint=f"Did you mean {near[0]}?" if near else f"There are {', '.join(known)}.",
+            )
+        for name, value in opening.items():
+            if value is not None and not isinstance(registry, (str, os.PathLike)):
+                raise InvalidName(
+                    f"{name}= is for a registry that is opened here.",
+                    hint="Pass the URL of one as registry=.",
+                )
 
     def __reduce__(self) -> Any:
-        options = dict(self.storage_options)
-        if isinstance(self._given, Registry):
-            options["registry"] = self._given._core.url
-        return _again, (type(self), options)
+        options, same = dict(self.storage_options), ""
+        found = self._given if isinstance(self._given, Registry) else None
+        if self._given is None:
+            found = hub.existing()
+        elif found is None:
+            options["registry"] = self._given
+        if found is not None:
+            core = found._core
+            options["registry"] = core.url
+            options |= {"storage_options": dict(core.options)} if core.options else {}
+            options |= {"cache_dir": os.fspath(core.cache_dir)} if core.cache_dir is not None else {}
+            same = core.registry_id
+            if same:
+                _pickled[same] = found
+        return _again, (type(self), options, same)
+
+    @property
+    def _fs_token(self) -> str:
+        """What tells file systems apart: two are equal that read the same registry with the same options."""
+        given = self._given
+        which = given.__dask_tokenize__() if isinstance(given, Registry) else given and os.fspath(given)
+        others = {name: value for name, value in self.storage_options.items() if name != "registry"}
+        return str(tokenize(self.kind, which, sorted(others.items())))
 
     # --- paths -----------------------------------------------------------------------------------
 
@@ -135,13 +308,15 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
             return self._given
         if self._given is None:
             return hub.default(create=False)
-        with self._lock:
-            if self._mine is None or self._mine[0] != os.getpid() or self._mine[1]._core.closed:
-                self._mine = os.getpid(), Registry.open(self._given, create=False)
-            return self._mine[1]
+        mine = self._mine
+        if mine is None or mine[0] != os.getpid() or not _is_usable(mine[1]):
+            mine = self._mine = os.getpid(), _opened(os.fspath(self._given), self._opening)
+        return mine[1]
 
     def _split(self, path: str) -> tuple[Any, str]:
         """Return what a path names: the URI of a version, or None above that, and the path in the version."""
+        if "//" in path:
+            raise NoSuchFile(f"{shown(f'{self.kind}://{path}')} has a part without a name.", nearest=())
         name, _, rest = path.partition("/")
         version, _, inner = rest.partition("/")
         return (self._version(name, version), inner) if version else (None, "")
@@ -155,34 +330,38 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
         raise NotImplementedError
 
     def _tree(self, uri: Any) -> _Tree:
+        """Return the files of what *uri* means: now, or since this call began."""
+        known = self._pins.get(str(uri))
+        if known is not None:
+            return known
         core = self.registry._core
         try:
             pinned = resolver.pinned(core, uri)
         except NotFound as error:
             raise self._missing(error) from None
-        key = (pinned.version.uri, str(getattr(pinned.version, "digest", "")))
-        found = self._trees.get(key)
-        if found is None:
-            found = _Tree.of(pinned)
-            with self._lock:
-                while len(self._trees) >= _TREES:
-                    self._trees.pop(next(iter(self._trees)))
-                self._trees[key] = found
-        return _Tree(pinned, found.files, found.folders)
+        tree = _tree_of(core.registry_id, pinned)
+        self._pins.put(str(uri), tree)
+        return tree
 
-    @staticmethod
-    def _missing(error: NotFound) -> ModelHubError:
-        if type(error) is not NotFound:
-            return error  # NoApprovedVersion says more
-        return _Missing(error.message, hint=error.hint, nearest=error.nearest)
+    def _missing(self, error: NotFound) -> NotFound:
+        kind = NothingApproved if isinstance(error, NoApprovedVersion) else NoSuchFile
+        return kind(error.message, hint=f"{error.hint} {self._where()}".strip(), **error.facts)
 
-    @staticmethod
-    def _without(tree: _Tree, what: str, path: str) -> _Missing:
+    def _where(self) -> str:
+        return f"The registry is {shown(self.registry._core.url, 200)}."
+
+    def _without(self, tree: _Tree, what: str, path: str) -> NoSuchFile:
         """Return the error for a file or folder that a version does not have."""
-        return _Missing(
-            f"{tree.pinned.version.uri} has no {what} {shown(path)}.",
-            hint=resolver.some(list(tree.files)),
-            nearest=(),
+        if not tree.files:  # of a large version that was purged, not even their names are left
+            resolver.check_purged(tree.pinned, ())
+        some = f"{resolver.some(list(tree.files))} " if tree.files else ""
+        return NoSuchFile(
+            f"{tree.pinned.version.uri} has no {what} {shown(path)}.", hint=some + self._where(), nearest=()
+        )
+
+    def _is_a_folder(self, path: str) -> IsFolder:
+        return IsFolder(
+            f"{shown(f'{self.kind}://{path}', 200)} is a folder.", hint="Open one of its files.", nearest=()
         )
 
     def _found(self, path: str) -> tuple[_Tree, File, Any]:
@@ -197,17 +376,19 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
                 resolver.check_purged(tree.pinned, (tree.files[inner],))
                 return tree, tree.files[inner], uri
             if inner in tree.folders:
-                raise IsADirectoryError(f"{self.kind}://{stripped} is a folder")
+                raise self._is_a_folder(stripped)
             raise self._without(tree, "file", inner)
         if self.isdir(stripped):
-            raise IsADirectoryError(f"{self.kind}://{stripped} is a folder")
-        raise _Missing(f"{shown(f'{self.kind}://{stripped}')} names no file.", nearest=())
+            raise self._is_a_folder(stripped)
+        raise NoSuchFile(
+            f"{shown(f'{self.kind}://{stripped}')} names no file.", hint=self._where(), nearest=()
+        )
 
     def _use(self, tree: _Tree, file: File, uri: Any) -> None:
-        """Record that the version is used: once for each instance and process; and as an input of the run."""
+        """Record that the version is used, as the module says how often; and as an input of the run."""
         version = tree.pinned.version
-        key = (os.getpid(), version.uri)
-        run = active.current()
+        registry = self.registry
+        run = active.own(registry)
         if run is not None:
             run.resolved(
                 Resolved(
@@ -220,24 +401,28 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
                 str(uri),
                 self.registry.id,
             )
-        with self._lock:
-            if key in self._used:
+        noted, now = registry._core.noted, time.monotonic()
+        key = (os.getpid(), version.uri, active.run_id())
+        last = noted.setdefault(key, now)
+        if last is not now:
+            if now - last < _AGAIN:
                 return
-            self._used.add(key)
-        resolver.record_use(self.registry._core, uri, tree.pinned)
+            noted[key] = now
+        resolver.record_use(registry._core, uri, tree.pinned)
 
     # --- looking -----------------------------------------------------------------------------------
 
     def _entry(self, name: str, tree: _Tree, inner: str) -> dict[str, Any]:
         file = tree.files.get(inner)
+        version = tree.pinned.version.uri
         if file is None:
-            return {"name": name, "size": 0, "type": "directory"}
+            return {"name": name, "size": 0, "type": "directory", "version": version}
         return {
             "name": name,
             "size": file.size,
             "type": "file",
             "digest": file.digest,
-            "version": tree.pinned.version.uri,
+            "version": version,
         }
 
     def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
@@ -245,6 +430,7 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
 
         Raises:
             NotFound: there is no such thing; it is a FileNotFoundError too.
+            Purged: of the version even the list of its files is gone.
         """
         stripped = self._strip_protocol(path)
         uri, inner = self._split(stripped)
@@ -263,7 +449,7 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
                 found = [self.info(stripped)]
             elif single is not None:
                 found = [self._entry(stripped, tree, inner)]
-            elif inner in tree.folders:
+            elif inner in tree.folders and (tree.files or not tree.pinned.gone):
                 found = [
                     self._entry(f"{stripped}/{name}", tree, f"{inner}/{name}" if inner else name)
                     for name in sorted(tree.folders[inner])
@@ -294,19 +480,112 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
         """Return whether there is such a file, folder, version or model.
 
         Raises:
+            NotFound: there is no registry.
+            NotApproved, Purged: there is such a version, and it may not be read, or is gone.
             StoreUnavailable: the registry did not answer.
         """
-        try:
-            self.info(path)
-        except (NotFound, InvalidURI, InvalidName):
-            return False
-        return True
+        return self._type(path) is not None
 
+    def isdir(self, path: str) -> bool:
+        """Return whether there is such a folder, version or model; raises as `exists` does."""
+        return self._type(path) == "directory"
+
+    def isfile(self, path: str) -> bool:
+        """Return whether there is such a file; raises as `exists` does."""
+        return self._type(path) == "file"
+
+    def _type(self, path: str) -> str | None:
+        """Return "file" or "directory", or None where there is nothing. Whatever else goes wrong is raised."""
+        _ = self.registry  # that there is none, is no answer about a path
+        try:
+            return str(self.info(path)["type"])
+        except _NOTHING:
+            return None
+
+    def walk(
+        self,
+        path: str,
+        maxdepth: int | None = None,
+        topdown: bool = True,
+        on_error: Any = "omit",
+        **kwargs: Any,
+    ) -> Iterator[Any]:
+        """Yield ``(folder, folders in it, files in it)`` for a folder and all below, as `os.walk` does.
+
+        By default a folder that does not exist is left out, and above versions also a version that may not be
+        read. Every other error is raised: a registry that does not answer is no empty folder.
+
+        Args:
+            path: where to begin.
+            maxdepth: how many levels.
+            topdown: a folder before what is in it, or after.
+            on_error: "omit"; "raise"; or a function that is called with the error.
+            kwargs: for `ls`; with ``detail=True`` the names come with what `info` says.
+        """
+        _ = self.registry
+        above = kwargs.pop("above", False)  # this version was met on the way, and not asked for
+        moving: dict[str, _Tree] = {}
+        try:
+            deeper = self._split(self._strip_protocol(path))[0] is None
+        except _NOTHING:
+            deeper = False
+        inner = super().walk(path, maxdepth, topdown, "raise", above=deeper, **kwargs)
+        while True:
+            try:
+                # What is done with the files that are yielded, is no part of this call.
+                with self._pins.one_call(moving):
+                    found = next(inner, None)
+            except (OSError, ModelHubError) as error:
+                if on_error == "raise":
+                    raise
+                if callable(on_error):
+                    on_error(error)
+                elif not isinstance(error, _NOTHING) and not (
+                    above and isinstance(error, (NotApproved, Purged))
+                ):
+                    raise
+                return
+            if found is None:
+                return
+            yield found
+
+    cat = _as_one(AbstractFileSystem.cat)
+    cat_ranges = _as_one(AbstractFileSystem.cat_ranges)
+    du = _as_one(AbstractFileSystem.du)
+    expand_path = _as_one(AbstractFileSystem.expand_path)
+    find = _as_one(AbstractFileSystem.find)
+    get = _as_one(AbstractFileSystem.get)
+    glob = _as_one(AbstractFileSystem.glob)
+
+    @_as_one
     def checksum(self, path: str) -> str:
-        """Return the sha256 of a file, as ``sha256:<hex>``."""
-        return str(self.info(path)["digest"])
+        """Return what changes when the content does: the sha256 of a file, ``sha256:<hex>``, or of a version's manifest.
+
+        Of any other folder it is made of what `info` says.
+        """
+        found = self.info(path)
+        if found["type"] == "file":
+            return str(found["digest"])
+        uri, inner = self._split(self._strip_protocol(path))
+        return str(tokenize(found) if uri is None or inner else self._tree(uri).pinned.version.digest)
 
     ukey = checksum
+
+    @_as_one
+    def modified(self, path: str) -> datetime:
+        """Return when the version was made that the file or folder is of (aware UTC): it never changes after that.
+
+        Raises:
+            NotFound: there is no such thing, or it is above versions.
+        """
+        stripped = self._strip_protocol(path)
+        found = self.info(stripped)
+        uri, _ = self._split(stripped)
+        if uri is None:
+            raise IsFolder(f"{shown(found['name'])} is above versions, and has no time.", nearest=())
+        return self._tree(uri).pinned.version.created_at
+
+    created = modified
 
     # --- reading -----------------------------------------------------------------------------------
 
@@ -325,12 +604,14 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
             kwargs.pop(name, None)
         tree, file, uri = self._found(path)
         self._use(tree, file, uri)
-        local = self._opened(tree, file)
+        fixed = self._fixed(path, tree)
+        local = self._here(tree, file, WHOLE)
         if local is not None:
-            return local
+            size = block_size if isinstance(block_size, int) else AbstractBufferedFile.DEFAULT_BLOCK_SIZE
+            return _LocalFile(local, self, fixed, self._entry(fixed, tree, file.path), size)
         return _RangedFile(
             self,
-            self._fixed(path, tree),
+            fixed,
             mode,
             block_size or "default",
             cache_options=cache_options,
@@ -345,8 +626,12 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
         fixed = str(tree.pinned.version.uri).removeprefix(f"{self.kind}://")
         return f"{fixed}/{inner}" if inner else fixed
 
-    def _local(self, tree: _Tree, file: File) -> str | None:
-        """Return where the verified bytes lie on this disk: there already, or small enough to be fetched now."""
+    def _is_whole(self, file: File, bound: int) -> bool:
+        """Return whether *file* is fetched as a whole, into the cache, and not in ranges."""
+        return file.size <= bound
+
+    def _local(self, tree: _Tree, file: File, bound: int) -> str | None:
+        """Return where the verified bytes lie on this disk: there already, or fetched now. None: read ranges."""
         core = self.registry._core
         cache = core.cache()
         found = cache.get(file.digest, file.size)
@@ -356,14 +641,14 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
                 f" {shown(core.url, 200)} cannot be reached.",
                 hint="Resolve it once while the registry can be reached.",
             )
-        if found is None and file.size <= WHOLE:
+        if found is None and self._is_whole(file, bound):
             found = cache.fetch_all([file], core.artifacts())[file.digest]
         return None if found is None else os.fspath(found)
 
-    def _opened(self, tree: _Tree, file: File) -> BinaryIO | None:
+    def _here(self, tree: _Tree, file: File, bound: int) -> io.BufferedReader | None:
         """Return the open file of this disk; None as `_local`. Another process may prune it before it is open."""
-        for _ in range(4):
-            local = self._local(tree, file)
+        for _ in range(_TRIES):
+            local = self._local(tree, file, bound)
             if local is None:
                 return None
             with disk.translated("read", local):
@@ -383,24 +668,41 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
         tree, file, uri = self._found(path)
         first, last, _ = slice(start, end).indices(file.size)
         self._use(tree, file, uri)
-        local = self._opened(tree, file)
+        whole = (first, last) == (0, file.size)
+        local = self._here(tree, file, WHOLE if whole else min(PART, WHOLE))
         if local is not None:
             with local:
                 local.seek(first)
                 return local.read(max(0, last - first))
-        if (first, last) == (0, file.size):
+        if whole:
             return self.registry._core.artifacts().read(file.digest)
         return self.registry._core.artifacts().read_range(file.digest, first, max(first, last))
 
-    def get_file(self, rpath: str, lpath: Any, callback: Any = DEFAULT_CALLBACK, **kwargs: Any) -> None:
+    @_as_one
+    def get_file(
+        self,
+        rpath: str,
+        lpath: Any = None,
+        callback: Any = DEFAULT_CALLBACK,
+        outfile: Any = None,
+        **kwargs: Any,
+    ) -> None:
         """Copy a file here, verified; *lpath* appears whole or not at all.
+
+        Given an open file to write to, as *lpath* or *outfile*, it writes piece by piece; a large file
+        that is not in the cache is then verified by its last piece.
 
         Raises:
             NotFound: there is no such file.
-            DigestMismatch, StoreUnavailable: nothing was written.
+            DigestMismatch, StoreUnavailable: nothing was written under *lpath*.
         """
-        if hasattr(lpath, "write"):
-            lpath.write(self.cat_file(rpath))
+        to = outfile if outfile is not None else lpath
+        if hasattr(to, "write"):
+            with self.open(rpath) as source:
+                callback.set_size(source.size)
+                while piece := source.read(disk.CHUNK):
+                    to.write(piece)
+                    callback.relative_update(len(piece))
             return
         if self.isdir(rpath):
             os.makedirs(lpath, exist_ok=True)
@@ -412,7 +714,7 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
         os.makedirs(folder, exist_ok=True)
         staged = os.path.join(folder, disk.temporary(".modelhub"))
         core = self.registry._core
-        local = self._opened(tree, file)
+        local = self._here(tree, file, WHOLE)
         with disk.translated("write", lpath), local or nullcontext():
             try:
                 if local is None:
@@ -426,8 +728,8 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     # --- what is not possible ------------------------------------------------------------------------
 
-    def _read_only(self, *_: Any, **__: Any) -> _ReadOnly:
-        return _ReadOnly(
+    def _read_only(self, *_: Any, **__: Any) -> ReadOnly:
+        return ReadOnly(
             f"{self.kind}:// is read-only: what is registered never changes.",
             hint='Store files as a new version: reg.register("name", files).',
         )
@@ -459,16 +761,67 @@ class _RangedFile(AbstractBufferedFile):  # type: ignore[misc]
         """Return up to *length* bytes.
 
         Raises:
-            DigestMismatch: these were the last bytes of a file that was read in order, and it is another one.
+            DigestMismatch: by these bytes all of the file was read, and it is another one.
         """
         at = self.loc
         found: bytes = super().read(length)
-        if at == self._hashed and found:
-            self._hasher.update(found)
-            self._hashed += len(found)
-            if self._hashed == self.size and f"sha256:{self._hasher.hexdigest()}" != self._digest:
-                raise disk.mismatch(self._digest, f"sha256:{self._hasher.hexdigest()}", self.path)
+        # Readers of lines go back to where the line ended, others to the start: what was hashed is not hashed again.
+        new = memoryview(found)[self._hashed - at :] if at <= self._hashed else b""
+        if new:
+            self._hasher.update(new)
+            self._hashed += len(new)
+        if self._hashed == self.size and f"sha256:{self._hasher.hexdigest()}" != self._digest:
+            error = disk.mismatch(self._digest, f"sha256:{self._hasher.hexdigest()}", self.path)
+            error.hint = (
+                "Do not use what was read of it before. Restore that file in the store from a backup,"
+                " or register it again."
+            )
+            raise error
         return found
+
+
+class _LocalFile(io.BufferedReader):
+    """A file of the cache, with what a file of fsspec has beside its bytes."""
+
+    def __init__(
+        self, opened: io.BufferedReader, fs: _FileSystem, path: str, details: dict[str, Any], blocksize: int
+    ) -> None:
+        super().__init__(opened.detach())
+        self.fs = fs
+        self.path = path
+        self.details = details
+        self.size: int = details["size"]
+        self.blocksize = blocksize
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed; fsspec's own caches set it, too."""
+        return super().closed
+
+    @closed.setter
+    def closed(self, wanted: bool) -> None:
+        if wanted:
+            io.BufferedReader.close(self)
+
+    def close(self) -> None:
+        """Close it, and what a cache of fsspec put beside it, as its own files do."""
+        cache = self.__dict__.pop("cache", None)
+        if hasattr(cache, "close"):
+            cache.close()
+        super().close()
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        return self.fs.cat_file(self.path, start, end)
+
+    def info(self) -> dict[str, Any]:
+        """Return what `info` of the file system says of this version's file."""
+        return self.details
+
+    def __reduce__(self) -> Any:
+        return _reopened, (self.fs, self.path, self.blocksize, self.tell())
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.__reduce__()
 
 
 class ModelFileSystem(_FileSystem):
@@ -485,7 +838,7 @@ class ModelFileSystem(_FileSystem):
                 return view.model_names()
             name = names.check_name(parts[0])
             if not view.has_model(name):
-                raise _Missing(f"There is no model {shown(name)}.", nearest=())
+                raise NoSuchFile(f"There is no model {shown(name)}.", hint=self._where(), nearest=())
             return [f"v{number}" for number in range(1, view.last_number(name) + 1)]
 
 
@@ -502,7 +855,7 @@ class DatasetFileSystem(_FileSystem):
             if not parts:
                 return data.dataset_names(view)
             if not data.has_dataset(view, names.check_name(parts[0], "dataset name")):
-                raise _Missing(f"There is no dataset {shown(parts[0])}.", nearest=())
+                raise NoSuchFile(f"There is no dataset {shown(parts[0])}.", hint=self._where(), nearest=())
             return data.version_names(view, parts[0])
 
 
@@ -512,6 +865,8 @@ class DatumFileSystem(_FileSystem):
     protocol = kind = "datum"
 
     def _split(self, path: str) -> tuple[Any, str]:
+        if "/" in path:
+            raise NoSuchFile(f"{shown(f'datum://{path}')} names no datum.", nearest=())
         return (DatumURI(path), "") if path else (None, "")
 
     def _above(self, parts: list[str]) -> list[str]:
@@ -519,12 +874,88 @@ class DatumFileSystem(_FileSystem):
             return sorted(data.datum_aliases(view))
 
 
-def _again(kind: type[_FileSystem], options: dict[str, Any]) -> _FileSystem:
-    """Return an instance that was pickled."""
+# --- what this process remembers ------------------------------------------------------------------------
+
+_pickled: weakref.WeakValueDictionary[str, Registry] = (
+    weakref.WeakValueDictionary()
+)  # by the id of the registry
+_registries: dict[tuple[Any, ...], Registry] = {}  # opened by URL: those used last
+_sharing: weakref.WeakValueDictionary[tuple[Any, ...], Registry] = (
+    weakref.WeakValueDictionary()
+)  # all of them
+_trees: dict[tuple[Any, ...], _Tree] = {}
+_locks: dict[int, threading.RLock] = {}
+
+
+def _alone() -> threading.RLock:
+    """Return the lock of what is remembered; a forked child has its own."""
+    return _locks.setdefault(os.getpid(), threading.RLock())
+
+
+def _again(kind: type[_FileSystem], options: dict[str, Any], same: str = "") -> _FileSystem:
+    """Return an instance that was pickled; *same* is the id of its registry, which may be open here."""
+    found = _pickled.get(same)
+    if found is not None and not found._core.closed:
+        others = {k: v for k, v in options.items() if k not in ("storage_options", "cache_dir")}
+        return kind(**{**others, "registry": found})
     return kind(**options)
 
 
-def _copied(source: BinaryIO, target: str, file: File, progress: Any) -> None:
+def _reopened(fs: _FileSystem, path: str, blocksize: int, at: int) -> Any:
+    """Return a file that was pickled, at its place."""
+    file = fs.open(path, block_size=blocksize)
+    file.seek(at)
+    return file
+
+
+def _is_usable(registry: Registry) -> bool:
+    """Return whether an open registry can be read; one that could not be reached when it was opened is tried again."""
+    core = registry._core
+    return not core.closed and (core.blobs is not None or surroundings.flag("OFFLINE"))
+
+
+def _opened(url: str, options: Mapping[str, Any]) -> Registry:
+    """Return the registry at *url*, opened once in this process for all that read it with the same options."""
+    folder = ""
+    with suppress(OSError):
+        folder = os.getcwd()  # the URL may be a path from here
+    key = (os.getpid(), folder, url, tokenize(options))
+    with _alone():
+        found = _sharing.get(key)
+        if found is None or not _is_usable(found):
+            found = _sharing[key] = Registry.open(_with_password(url), create=False, **options)
+        _registries.pop(key, None)
+        _registries[key] = found
+        while len(_registries) > _KEPT:
+            _registries.pop(next(iter(_registries)))
+    return found
+
+
+def _with_password(url: str) -> str:
+    """Return ``$MODELHUB_REGISTRY`` where it names the same registry: *url* has lost its password if it was pickled."""
+    setting = surroundings.setting("REGISTRY")
+    if setting is None or setting.startswith("memory:"):
+        return url
+    try:
+        store = connect(setting, read_only=True, options={}).store
+    except ModelHubError:
+        return url
+    store.close()
+    return setting if store.url == url else url
+
+
+def _tree_of(registry_id: str, pinned: resolver.Pinned) -> _Tree:
+    """Return the tree of a version; those of the versions that were read last are remembered."""
+    key = (registry_id, pinned.version.uri, pinned.version.digest, bool(pinned.files))
+    with _alone():
+        found = _trees.pop(key, None) or _Tree.of(pinned)
+        while _trees and sum(len(one.files) for one in _trees.values()) + len(found.files) > _FILES:
+            _trees.pop(next(iter(_trees)))
+        _trees[key] = found
+    return _Tree(pinned, found.files, found.folders)
+
+
+def _copied(source: io.BufferedReader, target: str, file: File, progress: Any) -> None:
     reader = disk.FdReader(os.dup(source.fileno()), source.name)
     try:
         fd = disk.create(target, 0o666)

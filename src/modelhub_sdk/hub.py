@@ -57,15 +57,29 @@ def use(registry: Registry) -> Iterator[Registry]:
         _in_use.remove(registry)
 
 
+def _used() -> Registry | None:
+    """Return the registry of the enclosing `use`."""
+    found = _current.get()
+    if found is None and _in_use:
+        found = _in_use[-1]  # a worker thread begins with an empty context
+    return found
+
+
+def existing() -> Registry | None:
+    """Return the default registry if there is one already; None where `default` would have to open one."""
+    found = _used()
+    if found is None and _default is not None and not _default._core.closed:
+        found = _default
+    return found
+
+
 def default(*, create: bool | None = None) -> Registry:
     """Return the default registry: of the enclosing `use`, else the one that `open()` opens, kept open.
 
     One that could not be reached when it was opened is tried again each time.
     """
     global _default
-    found = _current.get()
-    if found is None and _in_use:
-        found = _in_use[-1]  # a worker thread begins with an empty context
+    found = _used()
     if found is not None:
         return found
     if (

@@ -158,6 +158,10 @@ class Registry(RegistryView):
             active.close(self, None)
         self._core.close()
 
+    def __dask_tokenize__(self) -> tuple[str, str, str]:
+        # Without it dask would pickle the registry to tell it from others, and it cannot be pickled.
+        return ("modelhub_sdk.Registry", self.id, self.url)
+
     @property
     def user(self) -> str:
         """Who acts through this handle."""
