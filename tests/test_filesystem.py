@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import multiprocessing
 import os
@@ -27,9 +28,11 @@ from modelhub_sdk.errors import (
     NotAllowed,
     NotApproved,
     NotFound,
+    Offline,
     Purged,
     StoreUnavailable,
 )
+from modelhub_sdk.hub import default
 from tests.support.s3 import Bucket
 from tests.support.s3proxy import S3Proxy
 
@@ -46,6 +49,15 @@ def filled(reg: Registry) -> Iterator[Registry]:
     )
     with hub.use(reg):
         yield reg
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_open() -> Iterator[None]:
+    """Close what was opened by URL."""
+    yield
+    for one in filesystem._registries.values():
+        one.close()
+    filesystem._registries.clear()
 
 
 def test_found_by_entry_point() -> None:
@@ -535,6 +547,8 @@ def test_a_large_file_is_a_file(filled: Registry, large: None) -> None:
         filled.approve("churn/v2")
         assert again.read(7) == file.read(7) == b"weights"
         assert again.path == "churn/v1/m.bin"
+        with hub.open("memory://") as other, hub.use(other):
+            assert file.read(70) == b"weights" * 10
         file.seek(-3, io.SEEK_END)
         buffer = bytearray(10)
         assert file.readinto(buffer) == 3
@@ -722,6 +736,53 @@ def test_a_url_is_opened_once(tmp_path: Path) -> None:
             file.read()
     with hub.open(url) as reg:
         assert len(reg.lineage("churn/v1").used_by) == 2  # by two caches
+
+
+def test_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was resolved before is read without the registry, which is tried now and then, not by each step of a call."""
+    place = tmp_path / "m.db"
+    monkeypatch.setattr("modelhub_sdk.hub._default", None)
+    monkeypatch.setenv("MODELHUB_REGISTRY", f"sqlite:///{place}")
+    with hub.open() as reg:
+        reg.approve(reg.register("churn", FILES))
+        reg.resolve("model://churn/v1")
+    place.rename(tmp_path / "away")
+    tried: list[str] = []
+    opening = Registry.open
+
+    def counting(url: Any = None, **options: Any) -> Registry:
+        tried.append(url)
+        return opening(url, **options)
+
+    monkeypatch.setattr(Registry, "open", counting)
+    by_default, by_url = fsspec.filesystem("model"), fsspec.filesystem("model", registry=f"sqlite:///{place}")
+    for fs in (by_default, by_url, by_url):
+        with fs.open("churn/v1/m.bin") as file:
+            assert file.read() == FILES["m.bin"]
+    assert len(tried) == 2
+    with pytest.raises(Offline):
+        by_url.open("churn/latest/m.bin")
+    (tmp_path / "away").rename(place)
+    monkeypatch.setattr(filesystem, "_OUT_OF_REACH", -1.0)
+    assert by_url.cat("churn/latest/m.bin") == by_default.cat("churn/latest/m.bin") == FILES["m.bin"]
+    default().close()
+
+
+def test_what_nobody_reads_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry that was opened by URL is closed when neither a file system nor this process's memory has it."""
+    url = f"sqlite:///{tmp_path / 'm.db'}"
+    with hub.open(url) as reg:
+        reg.register("churn", FILES)
+    monkeypatch.setattr(filesystem, "_KEPT", 0)
+    fs = fsspec.filesystem("model", registry=url)
+    core = fs.registry._core
+    with fs.open("churn/v1/m.bin") as file:
+        del fs
+        gc.collect()
+        assert not core.closed
+    del file
+    gc.collect()
+    assert core.closed
 
 
 def test_times_and_checksums(filled: Registry) -> None:

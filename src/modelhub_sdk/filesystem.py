@@ -29,7 +29,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from attrs import frozen
@@ -39,6 +39,7 @@ from fsspec.utils import tokenize
 
 from modelhub_sdk import active, hub, resolver, surroundings
 from modelhub_sdk.blobs import disk
+from modelhub_sdk.core import Core
 from modelhub_sdk.domain import names
 from modelhub_sdk.domain.entities import Datum, File, Resolved
 from modelhub_sdk.domain.uri import DatasetURI, DatumURI, ModelURI, quote_path
@@ -81,6 +82,7 @@ _AGAIN = 3600.0  # seconds after which a use that goes on is recorded again
 _FILES = 200_000  # files in the trees that this process remembers
 _FIXED = 8  # fixed versions that one call remembers; all names that move are remembered
 _KEPT = 4  # registries that were opened by URL and stay open, so that a loop does not open one for each file
+_OUT_OF_REACH = 30.0  # seconds after which a registry that was out of reach is tried again
 _TRIES = 4
 
 _OPTIONS = frozenset(
@@ -115,6 +117,8 @@ class ReadOnly(NotAllowed, NotImplementedError):
     """What is registered never changes."""
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _NOTHING = (NotFound, InvalidURI, InvalidName)  # there is no such thing, and with such a name never will be
 
 
@@ -139,9 +143,10 @@ class _Tree:
 
 
 class _Pins(threading.local):
-    """What names mean within one call on this thread; nothing is remembered between calls."""
+    """What names mean within one call on this thread, and in which registry; nothing is remembered between calls."""
 
     on = False
+    registry: Registry | None = None
 
     def __init__(self) -> None:
         self.moving: dict[str, _Tree] = {}
@@ -176,17 +181,18 @@ class _Pins(threading.local):
         try:
             yield
         finally:
-            self.on = False
+            self.on, self.registry = False, None
             self.moving, self.fixed = {}, {}
 
 
-def _as_one(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Return *method* such that it sees one version of each name that moves."""
+def _as_one(method: Callable[P, T]) -> Callable[P, T]:
+    """Return *method* such that it asks one registry, and sees one version of each name that moves."""
 
     @functools.wraps(method)
-    def call(self: _FileSystem, *args: Any, **kwargs: Any) -> Any:
-        with self._pins.one_call():
-            return method(self, *args, **kwargs)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        fs: Any = args[0]
+        with fs._pins.one_call():
+            return method(*args, **kwargs)
 
     return call
 
@@ -304,6 +310,14 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
     @property
     def registry(self) -> Registry:
         """The registry that is read."""
+        found = self._pins.registry
+        if found is None:
+            found = self._which()
+            if self._pins.on:  # one that is out of reach is not tried several times by one call
+                self._pins.registry = found
+        return found
+
+    def _which(self) -> Registry:
         if isinstance(self._given, Registry):
             return self._given
         if self._given is None:
@@ -425,6 +439,7 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
             "version": version,
         }
 
+    @_as_one
     def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
         """Return what stands in a folder: models (or datasets), their versions, the files of a version.
 
@@ -458,6 +473,7 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
                 raise self._without(tree, "folder", inner)
         return found if detail else [one["name"] for one in found]
 
+    @_as_one
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
         """Return name, size in bytes and type; of a file also its digest, and the URI of the version it is of.
 
@@ -494,6 +510,7 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
         """Return whether there is such a file; raises as `exists` does."""
         return self._type(path) == "file"
 
+    @_as_one
     def _type(self, path: str) -> str | None:
         """Return "file" or "directory", or None where there is nothing. Whatever else goes wrong is raised."""
         _ = self.registry  # that there is none, is no answer about a path
@@ -589,6 +606,7 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     # --- reading -----------------------------------------------------------------------------------
 
+    @_as_one
     def _open(
         self,
         path: str,
@@ -658,6 +676,7 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
                     continue
         return None
 
+    @_as_one
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
         """Return the bytes of a file, or those from *start* to before *end*; negative ones count from its end.
 
@@ -749,13 +768,16 @@ class _RangedFile(AbstractBufferedFile):  # type: ignore[misc]
     def __init__(
         self, fs: _FileSystem, path: str, mode: str, block_size: Any, *, digest: str, **kwargs: Any
     ) -> None:
+        self._blobs = (
+            fs.registry._core.artifacts()
+        )  # those of now: the default registry may become another one
         super().__init__(fs, path, mode, block_size, digest=digest, **kwargs)
         self._digest = digest
         self._hasher = hashlib.sha256()
         self._hashed = 0
 
     def _fetch_range(self, start: int, end: int) -> bytes:
-        return self.fs.registry._core.artifacts().read_range(self._digest, start, end)  # type: ignore[no-any-return]
+        return self._blobs.read_range(self._digest, start, end)
 
     def read(self, length: int = -1) -> bytes:
         """Return up to *length* bytes.
@@ -883,6 +905,7 @@ _registries: dict[tuple[Any, ...], Registry] = {}  # opened by URL: those used l
 _sharing: weakref.WeakValueDictionary[tuple[Any, ...], Registry] = (
     weakref.WeakValueDictionary()
 )  # all of them
+_tried: weakref.WeakKeyDictionary[Registry, float] = weakref.WeakKeyDictionary()  # when it was opened
 _trees: dict[tuple[Any, ...], _Tree] = {}
 _locks: dict[int, threading.RLock] = {}
 
@@ -909,9 +932,17 @@ def _reopened(fs: _FileSystem, path: str, blocksize: int, at: int) -> Any:
 
 
 def _is_usable(registry: Registry) -> bool:
-    """Return whether an open registry can be read; one that could not be reached when it was opened is tried again."""
+    """Return whether an open registry can be read; one that was out of reach is tried again after a while."""
     core = registry._core
-    return not core.closed and (core.blobs is not None or surroundings.flag("OFFLINE"))
+    return not core.closed and (
+        core.blobs is not None or time.monotonic() - _tried.get(registry, 0.0) < _OUT_OF_REACH
+    )
+
+
+def _close(core: Core, pid: int) -> None:
+    """Close a registry that nobody reads any more, in the process that opened it."""
+    if os.getpid() == pid:
+        core.close()
 
 
 def _opened(url: str, options: Mapping[str, Any]) -> Registry:
@@ -924,6 +955,8 @@ def _opened(url: str, options: Mapping[str, Any]) -> Registry:
         found = _sharing.get(key)
         if found is None or not _is_usable(found):
             found = _sharing[key] = Registry.open(_with_password(url), create=False, **options)
+            _tried[found] = time.monotonic()
+            weakref.finalize(found, _close, found._core, os.getpid())
         _registries.pop(key, None)
         _registries[key] = found
         while len(_registries) > _KEPT:
