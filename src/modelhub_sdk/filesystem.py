@@ -258,7 +258,7 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
                 )
 
     def __reduce__(self) -> Any:
-        options, same = dict(self.storage_options), ""
+        options, same = dict(self.storage_options), ("", "")
         found = self._given if isinstance(self._given, Registry) else None
         if self._given is None:
             found = hub.existing()
@@ -269,9 +269,8 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
             options["registry"] = core.url
             options |= {"storage_options": dict(core.options)} if core.options else {}
             options |= {"cache_dir": os.fspath(core.cache_dir)} if core.cache_dir is not None else {}
-            same = core.registry_id
-            if same:
-                _pickled[same] = found
+            same = core.registry_id, core.url
+            _pickled[same] = found
         return _again, (type(self), options, same)
 
     @property
@@ -768,9 +767,8 @@ class _RangedFile(AbstractBufferedFile):  # type: ignore[misc]
     def __init__(
         self, fs: _FileSystem, path: str, mode: str, block_size: Any, *, digest: str, **kwargs: Any
     ) -> None:
-        self._blobs = (
-            fs.registry._core.artifacts()
-        )  # those of now: the default registry may become another one
+        # Those of now: the default registry may become another one.
+        self._blobs = fs.registry._core.artifacts()
         super().__init__(fs, path, mode, block_size, digest=digest, **kwargs)
         self._digest = digest
         self._hasher = hashlib.sha256()
@@ -898,13 +896,10 @@ class DatumFileSystem(_FileSystem):
 
 # --- what this process remembers ------------------------------------------------------------------------
 
-_pickled: weakref.WeakValueDictionary[str, Registry] = (
-    weakref.WeakValueDictionary()
-)  # by the id of the registry
-_registries: dict[tuple[Any, ...], Registry] = {}  # opened by URL: those used last
-_sharing: weakref.WeakValueDictionary[tuple[Any, ...], Registry] = (
-    weakref.WeakValueDictionary()
-)  # all of them
+_Registries = weakref.WeakValueDictionary[tuple[Any, ...], Registry]
+_pickled = _Registries()  # by id and URL
+_sharing = _Registries()  # opened by URL
+_registries: dict[tuple[Any, ...], Registry] = {}  # of those, the ones that were used last
 _tried: weakref.WeakKeyDictionary[Registry, float] = weakref.WeakKeyDictionary()  # when it was opened
 _trees: dict[tuple[Any, ...], _Tree] = {}
 _locks: dict[int, threading.RLock] = {}
@@ -915,8 +910,8 @@ def _alone() -> threading.RLock:
     return _locks.setdefault(os.getpid(), threading.RLock())
 
 
-def _again(kind: type[_FileSystem], options: dict[str, Any], same: str = "") -> _FileSystem:
-    """Return an instance that was pickled; *same* is the id of its registry, which may be open here."""
+def _again(kind: type[_FileSystem], options: dict[str, Any], same: tuple[str, str]) -> _FileSystem:
+    """Return an instance that was pickled; *same* are id and URL of its registry, which may be open here."""
     found = _pickled.get(same)
     if found is not None and not found._core.closed:
         others = {k: v for k, v in options.items() if k not in ("storage_options", "cache_dir")}
