@@ -246,7 +246,7 @@ def test_a_use_that_goes_on_is_recorded_again(filled: Registry, monkeypatch: pyt
 
 
 def test_a_run_has_the_inputs_of_its_own_registry(tmp_path: Path) -> None:
-    """What is opened in another registry is no input of the run; its own registry may be named by URL."""
+    """What is opened in another registry is an input under its id; its own registry may be named by URL."""
     urls = [f"sqlite:///{tmp_path / name}.db" for name in ("mine", "other")]
     with hub.open(urls[0]) as mine, hub.open(urls[1]) as other:
         mine.register("here", {"a": b"1"})
@@ -255,7 +255,17 @@ def test_a_run_has_the_inputs_of_its_own_registry(tmp_path: Path) -> None:
             fsspec.filesystem("model", registry=other).cat("there/v1/a")
             fsspec.filesystem("model", registry=urls[1]).cat("there/v1/a")
             fsspec.filesystem("model", registry=urls[0]).cat("here/v1/a")
-        assert [one.uri for one in mine.run(run.id).inputs] == ["model://here/v1"]
+        found = [one.uri for one in mine.run(run.id).inputs]
+        assert found == [f"origin:{other.id}/model://there/v1", "model://here/v1"]
+
+
+def test_a_run_has_each_file_that_it_opened(filled: Registry) -> None:
+    """Files of one version that are opened one by one are one input, with all of them and no others."""
+    with filled.start_run("score", outputs=None) as run:
+        for name in ("m.bin", "sub/deep/c.csv"):
+            fsspec.filesystem("model").cat(f"churn/v1/{name}")
+    (found,) = [one for one in filled.run(run.id).inputs if one.uri == "model://churn/v1"]
+    assert [file.path for file in found.files] == ["m.bin", "sub/deep/c.csv"]
 
 
 def test_the_rules_of_resolve_hold(filled: Registry) -> None:

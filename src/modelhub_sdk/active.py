@@ -55,15 +55,9 @@ def run_id() -> str | None:
     return now.id if now is not None else os.environ.get(RUN_ID) or os.environ.get("VH_EXECUTION_ID") or None
 
 
-def own(registry: object) -> Observer | None:
-    """Return the run of this very registry that began last, None when none is on."""
-    return next((run for run in reversed(_stack) if run.belongs(registry)), None)
-
-
 def own_run_id(registry: object) -> str | None:
     """Return the id of the run of this very registry that is on, for what is made while it is."""
-    run = own(registry)
-    return None if run is None else run.id
+    return next((run.id for run in reversed(_stack) if run.belongs(registry)), None)
 
 
 def close(registry: object, error: BaseException | None) -> None:

@@ -9,12 +9,13 @@
 Which registry: the storage option ``registry`` (a URL, or an open `Registry`), else the default one. A name
 that moves is pinned when something is opened; what is open goes on with its version. One call that touches
 many files (`get`, `cat`, `glob` …) sees one version. What is opened is recorded as a use, at most once an hour
-for each version, open registry and process (and run), and as an input of the run of that registry that is on.
+for each version, open registry and process (and run), and as an input of the run that is on.
 
 Bytes: a file that is in the cache is read from there. Otherwise one of at most 64 MB is fetched as a whole when it
 is opened, verified as `resolve` does it; for a part of it by `cat_file` or `cat_ranges`, one of at most 4 MB. Of all
 others only the ranges that are asked for are fetched. A part of a file cannot be verified; when a file is
-read from its first byte to its last, its digest is compared at the end.
+read from its first byte to its last, its digest is compared at the end. What is kept by reference, where its bytes can
+change, is always fetched as a whole.
 """
 
 from __future__ import annotations
@@ -401,7 +402,7 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
         """Record that the version is used, as the module says how often; and as an input of the run."""
         version = tree.pinned.version
         registry = self.registry
-        run = active.own(registry)
+        run = active.current()
         if run is not None:
             run.resolved(
                 Resolved(
@@ -412,7 +413,7 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
                     as_of=tree.pinned.as_of,
                 ),
                 str(uri),
-                self.registry.id,
+                registry.id,
             )
         noted, now = registry._core.noted, time.monotonic()
         key = (os.getpid(), version.uri, active.run_id())
@@ -645,7 +646,7 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     def _is_whole(self, file: File, bound: int) -> bool:
         """Return whether *file* is fetched as a whole, into the cache, and not in ranges."""
-        return file.size <= bound
+        return file.size <= bound or not self.registry._core.artifacts().in_parts(file.digest)
 
     def _local(self, tree: _Tree, file: File, bound: int) -> str | None:
         """Return where the verified bytes lie on this disk: there already, or fetched now. None: read ranges."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib.util
 import io
 import os
 import pty
@@ -127,7 +128,7 @@ def test_on_a_real_terminal(columns: int) -> None:
 def test_a_notebook_without_widgets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a notebook cannot show widgets there is the bar of text, and no warning."""
     monkeypatch.setattr(progress, "_in_notebook", lambda: True)
-    monkeypatch.setattr(progress.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     shown = io.StringIO()
     monkeypatch.setattr(sys, "stderr", shown)
     with progress.bar(64_000_000, "storing") as step:

@@ -13,7 +13,7 @@ import pytest
 from attrs import evolve
 
 import modelhub_sdk as hub
-from modelhub_sdk import Registry, garbage
+from modelhub_sdk import Registry, filesystem, garbage
 from modelhub_sdk.blobs import cache, elsewhere
 from modelhub_sdk.domain import external
 from modelhub_sdk.errors import (
@@ -237,8 +237,27 @@ def test_parts_of_what_may_have_changed(reg: Registry, lake: Any) -> None:
     assert store.read(digest) == b"weights"
     own = store.put_bytes(b"our own")
     assert store.in_parts(own)
-    with pytest.raises(NotFound):
-        store.in_parts("sha256:" + "0" * 64)
+
+
+def test_a_file_system_reads_no_part_of_what_may_have_changed(
+    reg: Registry, lake: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readers that seek get right bytes or an error, never some of the new ones."""
+    monkeypatch.setattr(filesystem, "WHOLE", 2)
+    reg.register("m", f"{lake.url}/lake/m.bin", copy=False)
+    fs = fsspec.filesystem("model", registry=reg)
+
+    def sought() -> bytes:
+        with fs.open("m/v1/m.bin") as file:
+            file.seek(2)
+            return bytes(file.read(3))
+
+    lake.put("lake/m.bin", b"weightZ")
+    for part in (sought, lambda: fs.cat_file("m/v1/m.bin", 2, 5), lambda: fs.cat_file("m/v1/m.bin")):
+        with pytest.raises(DigestMismatch, match="have changed"):
+            part()
+    lake.put("lake/m.bin", b"weights")
+    assert sought() == fs.cat_file("m/v1/m.bin", 2, 5) == b"igh"
 
 
 def test_the_same_bytes_at_two_places(reg: Registry, lake: Any, tmp_path: Path) -> None:

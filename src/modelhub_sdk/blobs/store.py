@@ -310,13 +310,10 @@ class BlobStore:
         by reference may be other bytes by now, which shows only when it is fetched whole.
 
         Raises:
-            NotFound: there is no such blob.
-            StoreUnavailable: the store did not answer.
+            StoreUnavailable: the store did not answer. It is only asked about what is named elsewhere as well.
         """
-        if self.has(digest):
-            return True
-        missing = NotFound(f"The blob {digest} is missing from {self.url}.")
-        return self._references(digest, missing)[0].version is not None
+        named = self.elsewhere(digest)
+        return not named or any(one.version is not None for one in named) or self.has(digest)
 
     def read_range(self, digest: str, start: int, end: int) -> bytes:
         """Return the bytes from *start* to before *end*, unchecked; fewer at the end of the blob.

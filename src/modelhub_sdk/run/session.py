@@ -29,6 +29,7 @@ from modelhub_sdk.domain import names
 from modelhub_sdk.domain.entities import Alert, Datum, File, IngestReport, ModelVersion, Resolved
 from modelhub_sdk.domain.events import Event, Sealer
 from modelhub_sdk.domain.lineage import Code, Environment, RunInput, RunRecord, elsewhere
+from modelhub_sdk.domain.uri import parse_uri
 from modelhub_sdk.domain.values import Frozen, Value, normalise
 from modelhub_sdk.errors import (
     ChildFailed,
@@ -107,6 +108,10 @@ class Run:
         self._ended: RunRecord | None = None
         self._lock = threading.RLock()
         self._inputs: dict[tuple[str, str | None], RunInput] = {}
+        self._opened: dict[
+            str, dict[str, File]
+        ] = {}  # of what was resolved: the files that were, by URI and path
+        self._files_of: dict[str, dict[str, File]] = {}  # all of them
         self._paths: dict[str, Path] = {}
         self._alerts: list[Alert] = []
         self._files: dict[str, File] = {}
@@ -315,14 +320,21 @@ class Run:
         Names in another registry mean nothing here: what comes from there is called as lineage calls it.
         """
         version = found.version
-        files = (
-            (File(version.name, version.size, version.digest),)
-            if isinstance(version, Datum)
-            else tuple(file for file in version.files if _is_of(file.path, found))
-        )
         mine = registry in ("", self._registry.id)
         uri = found.uri if mine else elsewhere(registry, found.uri)
-        self._inputs.setdefault((uri, None), RunInput(uri=uri, files=files))
+        self._inputs.setdefault((uri, None), RunInput(uri=uri))
+        opened = self._opened.setdefault(uri, {})
+        if isinstance(version, Datum):
+            opened[version.name] = File(version.name, version.size, version.digest)
+            return
+        known = self._files_of.get(uri)
+        if known is None:
+            known = self._files_of[uri] = {file.path: file for file in version.files}
+        inner = getattr(parse_uri(asked), "path", None)
+        for name in found.files:
+            path = name if inner is None else inner if inner in known else f"{inner}/{name}"
+            if path in known:
+                opened[path] = known[path]
 
     def belongs(self, registry: object) -> bool:
         """Return whether this run is recorded in *registry*."""
@@ -621,7 +633,11 @@ class Run:
     def _all_inputs(self, reads: Sequence[Read]) -> tuple[RunInput, ...]:
         """Return what was asked for by name, what children resolved, and what was seen being read."""
         named = {one.uri for one in self._inputs.values() if one.name is not None}
-        found = [one for one in self._inputs.values() if one.name is not None or one.uri not in named]
+        found = [
+            one if one.files else evolve(one, files=tuple(self._opened.get(one.uri, {}).values()))
+            for one in self._inputs.values()
+            if one.name is not None or one.uri not in named
+        ]
         uris = {one.uri for one in found}
         with suppress(ModelHubError):
             for use in self._registry._uses_of_run(self.id):
@@ -732,11 +748,6 @@ def _claimed(outputs: str | os.PathLike[str] | None) -> OutputsFolder | None:
 
 def _is_ours(uri: object) -> bool:
     return not isinstance(uri, str) or uri.startswith(("model://", "dataset://", "datum://"))
-
-
-def _is_of(path: str, found: Resolved) -> bool:
-    """Return whether a file of the version is among those that were resolved."""
-    return any(path == one or path.endswith("/" + one) for one in found.files) or not found.files
 
 
 def _outcome(error: BaseException | None) -> tuple[str, int | None]:
