@@ -2,8 +2,9 @@
 
 The copy has the same entries with the same digests: ids, versions, audit and seals stay what they are.
 Bytes go before the entries that name them, so a copy that was interrupted is a shorter registry, and the
-next call goes on. Where a copy keeps its artifacts is told by a mark beside them (`BlobStore.mark`), since
-its first entry, like all others, is that of the original.
+next call goes on. What an entry erases or deletes is gone there before that entry is. Where a copy keeps its
+artifacts is told by a mark beside them (`BlobStore.mark`), since its first entry, like all others, is that of
+the original; the mark says whose they are, so that no two share them.
 """
 
 from __future__ import annotations
@@ -11,11 +12,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
+
+from attrs import evolve
 
 from modelhub_sdk import garbage
 from modelhub_sdk.blobs import disk
 from modelhub_sdk.blobs import progress as bars
+from modelhub_sdk.blobs.driver import without_secrets
+from modelhub_sdk.blobs.parallel import each
 from modelhub_sdk.blobs.store import BlobStore
 from modelhub_sdk.core import Core, artifacts_url, options_for
 from modelhub_sdk.domain import events as ev
@@ -39,7 +45,6 @@ def copy(
     progress: bool | None,
 ) -> CopyReport:
     """Bring *other* up to this registry; see `Registry.copy_to`."""
-    begun = time.monotonic()
     options = dict(storage_options or {})
     place = connect(other, read_only=False, options=options)
     try:
@@ -50,19 +55,89 @@ def copy(
                 f"A copy at {shown(place.store.url, 200)} must be told where its artifacts go.",
                 hint="Pass artifacts='s3://bucket/models', and the same whenever the copy is opened.",
             )
-        if place.store.url == core.url or where == core.artifacts().url:
-            raise Conflict("A registry cannot be copied onto itself.", hint="Name another place.")
         blobs = BlobStore(where, registry_id=core.registry_id, storage_options=options_for(where, options))
-        last = _end(core)
-        there = _common(core, place)
-        report = _copied(core, place, blobs, there, last, progress)
-        for notes in _notes(core):
-            place.store.note(notes)
-        return CopyReport(
-            url=place.store.url, artifacts=blobs.url, seconds=round(time.monotonic() - begun, 3), **report
-        )
+        return _copy(core, place, blobs, progress)
     finally:
         place.store.close()
+
+
+def copy_into(
+    core: Core, other: Core, *, artifacts: str | os.PathLike[str] | None, progress: bool | None
+) -> CopyReport:
+    """Bring an open copy up to this registry, through its own handle."""
+    _check_same(core, other)
+    other.writable()
+    blobs = other.artifacts()
+    if artifacts is not None and artifacts_url(artifacts) != blobs.url:
+        raise Conflict(
+            f"The copy that is open keeps its artifacts in {shown(blobs.url, 200)}.",
+            hint="Leave artifacts= away: an open registry knows.",
+        )
+    return _copy(core, other.place, blobs, progress)
+
+
+def _copy(core: Core, place: Place, blobs: BlobStore, progress: bool | None) -> CopyReport:
+    begun = time.monotonic()
+    if _journal(place) == _journal(core.place) or _one_place(blobs, core.artifacts()):
+        raise Conflict("A registry cannot be copied onto itself.", hint="Name another place.")
+    last = _end(core)
+    there = _common(core, place)
+    _claim(place, blobs, there)
+    report = _copied(core, place, blobs, there, last, progress)
+    for notes in _notes(core):
+        place.store.note(notes)
+    return CopyReport(
+        url=place.store.url, artifacts=blobs.url, seconds=round(time.monotonic() - begun, 3), **report
+    )
+
+
+def _journal(place: Place) -> str:
+    """Return where a journal is, by the same name however it was reached, and without the name of a user."""
+    if not place.own:
+        return without_secrets(place.store.url)
+    return f"{place.store.url.partition('://')[0]}://{os.path.realpath(place.own[0])}"
+
+
+def _one_place(one: BlobStore, other: BlobStore) -> bool:
+    """Return whether two stores are one: then two registries would delete each other's bytes."""
+    if one.root is None or other.root is None:
+        return one.root is other.root and _bucket(one.url) == _bucket(other.url)
+    with suppress(OSError):
+        if os.path.samefile(one.root, other.root):
+            return True
+    return os.path.realpath(one.root) == os.path.realpath(other.root)
+
+
+def _bucket(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    return f"{ {'s3a': 's3', 'gcs': 'gs'}.get(scheme, scheme) }://{rest.strip('/')}"
+
+
+def _claim(place: Place, blobs: BlobStore, there: int) -> None:
+    """Mark the store as that of this copy, which has *there* entries already.
+
+    Raises:
+        Conflict: it is, or may be, that of the original or of another copy.
+    """
+    mine = _journal(place)
+    whose = blobs.marked_for()
+    if whose is None and any(True for _ in blobs.digests()):
+        whose = blobs.marked_for()  # another process may have begun with this very copy
+        if whose is None and not (there and blobs.url == place.artifacts):
+            raise _taken(blobs, mine, "another registry, or another copy of this one")
+    if whose is None:
+        whose = blobs.mark(mine)
+    if whose != mine and (whose or not there):  # old marks do not say whose they are
+        raise _taken(blobs, mine, f"the copy {shown(whose, 200)}" if whose else "a copy, unknown which")
+
+
+def _taken(blobs: BlobStore, mine: str, whose: str) -> Conflict:
+    return Conflict(
+        f"In {shown(blobs.url, 200)} are the artifacts of {whose}: two that share them would delete each other's"
+        " bytes.",
+        hint=f"Pass other artifacts=. Or, if that is this very copy under another name, write {shown(mine, 200)} into"
+        f" the file 'copy' in the folder {shown(blobs.registry_id)} there.",
+    )
 
 
 def _end(core: Core) -> int:
@@ -111,34 +186,50 @@ def _common(core: Core, place: Place) -> int:
 def _copied(
     core: Core, place: Place, blobs: BlobStore, there: int, last: int, progress: bool | None
 ) -> dict[str, int]:
-    source = core.artifacts()
-    have = dict(source.digests())
+    have = dict(core.artifacts().digests())
     got = dict(blobs.digests())
-    blobs.mark()
+    with core.view() as view:
+        redacted = view.all_redacted()  # by the journal: what is to be erased may still stand in the store
     counts = {"entries": 0, "blobs": 0, "bytes": 0, "missing": 0}
+    lost: set[str] = set()
+    erased = False
     total = sum(size for digest, size in have.items() if digest not in got)
     with bars.bar(total, f"copying to {place.store.url}", show=progress) as step:
-        for records in _batches(core, there, last):
-            entries = [codec.decode(record) for record in records]
-            named = {digest for entry in entries for event in entry.events for digest in ev.blobs_of(event)}
-            for entry in entries:
+        for part in _parts(core, there, last):
+            named = {digest for _, entry in part for event in entry.events for digest in ev.blobs_of(event)}
+            for _, entry in part:
                 for event in entry.events:
                     if isinstance(event, _WITH_FILES) and event.document in have:
                         named |= ev.stored_files(event, core.manifest(event.document))
-            wanted = sorted(digest for digest in named if digest in have and got.get(digest) != have[digest])
-            _send(source, blobs, wanted, have, step)
-            got |= {digest: have[digest] for digest in wanted}
-            counts["blobs"] += len(wanted)
-            counts["bytes"] += sum(have[digest] for digest in wanted)
-            lost = named - set(have)
-            if lost:
-                with core.view() as view:
-                    counts["missing"] += len(garbage.needed(core, view, lost) - view.external())
-            for record, entry in zip(records, entries, strict=True):
-                _append(place, record)
-                _erase(core, place, entry)
+            sent = _sent(core, blobs, named, have, got, step)
+            counts["blobs"] += len(sent)
+            counts["bytes"] += sum(have[digest] for digest in sent)
+            lost |= named - set(have)
+            for record, entry in part:
+                erased |= _erase(core, place, entry, there, redacted)
+                _delete(blobs, entry, got)
+                _append(place, _without(record, redacted))
                 counts["entries"] += 1
+    if erased:
+        _wipe(place)
+    if lost:
+        with core.view() as view:
+            counts["missing"] = len(garbage.needed(core, view, lost) - view.external())
     return counts
+
+
+def _parts(core: Core, after: int, last: int) -> Iterator[list[tuple[Record, ev.Entry]]]:
+    """Yield the entries to copy; those whose bytes are looked after together end where bytes were deleted."""
+    for records in _batches(core, after, last):
+        part: list[tuple[Record, ev.Entry]] = []
+        for record in records:
+            entry = codec.decode(record)
+            part.append((record, entry))
+            if any(isinstance(event, ev.BlobsDeleted) for event in entry.events):
+                yield part
+                part = []
+        if part:
+            yield part
 
 
 def _batches(core: Core, after: int, last: int) -> Iterator[list[Record]]:
@@ -150,6 +241,29 @@ def _batches(core: Core, after: int, last: int) -> Iterator[list[Record]]:
         after = records[-1].seq
 
 
+def _sent(
+    core: Core, blobs: BlobStore, named: set[str], have: dict[str, int], got: dict[str, int], step: Any
+) -> list[str]:
+    """Store there what is *named*, as far as the copy has not *got* it; return what that was.
+
+    What was deleted here meanwhile leaves *have*: somebody purged it, and the next copy hears of it.
+    """
+    source = core.artifacts()
+    while True:
+        wanted = sorted(digest for digest in named if digest in have and got.get(digest) != have[digest])
+        try:
+            _send(source, blobs, wanted, have, step)
+        except NotFound:
+            gone = set(have) - {digest for digest, _ in source.digests()}
+            if gone.isdisjoint(wanted):
+                raise
+            for digest in gone:
+                del have[digest]
+        else:
+            got.update((digest, have[digest]) for digest in wanted)
+            return wanted
+
+
 def _send(
     source: BlobStore, target: BlobStore, digests: Sequence[str], sizes: Mapping[str, int], step: Any
 ) -> None:
@@ -157,6 +271,24 @@ def _send(
     files = [File(digest, sizes[digest], digest) for digest in digests]
     target.put_known([(file, source.source(file)) for file in files], progress=step)
     target.settled(digests)
+
+
+def _delete(blobs: BlobStore, entry: ev.Entry, got: dict[str, int]) -> None:
+    """Delete there what *entry*, which is appended next, says was deleted here.
+
+    Nothing in the journal needs it: between an entry that says that bytes are being deleted and the one that says
+    that they are gone, none can rely on them. Whatever does so later has them sent again.
+    """
+    gone = [
+        digest
+        for event in entry.events
+        if isinstance(event, ev.BlobsDeleted)
+        for digest in event.digests
+        if digest in got
+    ]
+    each(lambda digest, _: blobs.delete(digest), gone)
+    for digest in gone:
+        got.pop(digest, None)
 
 
 def _append(place: Place, record: Record) -> None:
@@ -171,13 +303,31 @@ def _append(place: Place, record: Record) -> None:
             ) from None
 
 
-def _erase(core: Core, place: Place, entry: ev.Entry) -> None:
-    """Erase there what was erased here since it was copied."""
+def _without(record: Record, redacted: Mapping[int, set[str]]) -> Record:
+    """Return *record* without the texts that were redacted, whether they were erased here yet or not."""
+    gone = redacted.get(record.seq)
+    return evolve(record, private=codec.without(record, gone)) if gone else record
+
+
+def _erase(core: Core, place: Place, entry: ev.Entry, there: int, redacted: Mapping[int, set[str]]) -> bool:
+    """Erase there what *entry*, which is appended next, redacts in the *there* entries copied before; return if it did."""
     seqs = {seq for event in entry.events if isinstance(event, ev.Redacted) for seq, _ in event.items}
     for seq in sorted(seqs):
         record = next(iter(core.place.store.read(seq - 1, limit=1)), None)
-        if record is not None:
-            place.store.erase(seq, record.private)
+        if record is not None and seq <= there:
+            place.store.erase(seq, _without(record, redacted).private)
+    return any(seq <= there for seq in seqs)
+
+
+def _wipe(place: Place) -> None:
+    """Leave nothing of what was erased there in the index beside the journal, nor in the log of a database."""
+    from modelhub_sdk.stores.sql import SharedLedger, SqlStore
+
+    if isinstance(place.store, SqlStore):
+        ledger = SharedLedger(place.store)
+        with ledger.reading():  # which brings the index up to date
+            pass
+        ledger.erased()
 
 
 def _notes(core: Core) -> Iterator[list[Any]]:
@@ -188,8 +338,8 @@ def _notes(core: Core) -> Iterator[list[Any]]:
         yield notes
 
 
-def check_same(core: Core, other: Core) -> str:
-    """Return where an open registry is, if it is a copy of this one.
+def _check_same(core: Core, other: Core) -> None:
+    """Make sure that an open registry is a copy of this one.
 
     Raises:
         Conflict: it is another registry.
@@ -202,7 +352,6 @@ def check_same(core: Core, other: Core) -> str:
             f"{shown(other.url, 200)} is another registry.",
             hint="Pass the URL of a place where there is none yet, or an earlier copy.",
         )
-    return other.url
 
 
-__all__ = ["check_same", "copy"]
+__all__ = ["copy", "copy_into"]

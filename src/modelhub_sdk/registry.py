@@ -47,6 +47,7 @@ from modelhub_sdk.domain.values import Frozen, Value, normalise, normalise_field
 from modelhub_sdk.errors import (
     InvalidDocument,
     InvalidName,
+    InvalidURI,
     ModelHubError,
     NotFound,
     nearest,
@@ -1326,7 +1327,8 @@ class Registry(RegistryView):
         """Copy this registry, entry by entry, to a place where there is none yet, or bring an earlier copy up to date.
 
         The copy has the same entries, digests, ids and seals; files are copied once each, and before what
-        names them. Call again after an interruption, or later for what is new. Nobody may write to a copy
+        names them. Call again after an interruption, or later for what is new; what was redacted or purged since
+        leaves the copy then. Nobody may write to a copy
         before it has taken over: then it goes its own way, and is a copy no more.
 
         With *ref* only that version goes to another registry, and what it is there is returned: pending, with
@@ -1334,30 +1336,37 @@ class Registry(RegistryView):
         and audit go with it (``other.lineage(version)``). Once it is there, calling again changes nothing.
 
         Args:
-            other: the URL of the place; or an open registry: an earlier copy, with *ref* any registry.
+            other: the URL of the place; or an open registry: an earlier copy, with *ref* any registry. An open
+                one is reached as its handle reaches it.
             ref: a model version.
-            artifacts: where the copy keeps its files; needed for PostgreSQL. Pass the same when it is opened.
+            artifacts: where the copy keeps its files, for itself alone; needed for PostgreSQL. Pass the same when
+                it is opened.
             storage_options: for the fsspec driver of an object store.
             progress: show a bar, or not; by default when a person is watching.
 
         Raises:
-            Conflict: there is another registry, or one that went its own way.
-            NotFound, Purged: there is no such version, or some of its files were given up.
+            Conflict: there is another registry, or one that went its own way; the artifacts of another are
+                where its own should go; or what is there already as that version is another one.
+            NotAllowed: the other handle is read-only, or the other registry is frozen.
+            NotFound, Purged: there is no such version, or some of its files were given up, here or there.
+            InvalidURI: *other* names no place.
             InvalidName, InvalidDocument: the other registry's settings do not allow that version.
             DigestMismatch: a stored file is damaged; `verify` says which.
             StoreUnavailable: a store failed; call again.
         """
         from modelhub_sdk import moving
 
+        if not isinstance(other, (str, os.PathLike, Registry)):
+            raise InvalidURI(
+                f"copy_to takes the URL or path of a place, or an open registry, not {shown(other)}.",
+                hint='For example reg.copy_to("s3://bucket/models").',
+            )
         if ref is not None:
             return self._sent(other, version_uri(ref), artifacts, storage_options, progress)
         if isinstance(other, Registry):
-            target: str | os.PathLike[str] = moving.check_same(self._core, other._core)
-            artifacts = artifacts if artifacts is not None else other._core.artifacts().url
-        else:
-            target = other
+            return moving.copy_into(self._core, other._core, artifacts=artifacts, progress=progress)
         return moving.copy(
-            self._core, target, artifacts=artifacts, storage_options=storage_options, progress=progress
+            self._core, other, artifacts=artifacts, storage_options=storage_options, progress=progress
         )
 
     def _sent(

@@ -15,9 +15,16 @@ from typing import Any
 import pytest
 
 import modelhub_sdk as hub
-from modelhub_sdk import Registry
+from modelhub_sdk import Registry, moving
 from modelhub_sdk.blobs.store import BlobStore
-from modelhub_sdk.errors import Conflict, DigestMismatch, InvalidName, NotAllowed
+from modelhub_sdk.errors import (
+    Conflict,
+    DigestMismatch,
+    InvalidName,
+    InvalidURI,
+    NotAllowed,
+    StoreUnavailable,
+)
 from tests.support.homes import ALL, Home, check_sound
 
 MakeHome = Callable[[str], Home]
@@ -231,7 +238,184 @@ def test_a_mark_is_kept(tmp_path: Path) -> None:
     """A store knows whether a copy keeps its blobs there."""
     store = BlobStore(tmp_path / "s", registry_id="r1")
     assert not store.is_marked()
-    store.mark()
-    store.mark()
+    assert store.mark("sqlite:///a.db") == "sqlite:///a.db"
+    assert store.mark("sqlite:///b.db") == "sqlite:///a.db"
     assert store.is_marked()
     assert list(store.digests()) == []
+
+
+def test_a_mark_in_a_bucket_is_kept(s3_bucket: Any) -> None:
+    """The first mark stays in a bucket too; one of an earlier release does not say whose it is."""
+    store = BlobStore(f"{s3_bucket.url}/new", registry_id="r1")
+    assert store.marked_for() is None
+    assert (store.mark("s3://one"), store.mark("s3://two")) == ("s3://one", "s3://one")
+    s3_bucket.put("old/r1/copy", b"1")
+    assert BlobStore(f"{s3_bucket.url}/old", registry_id="r1").mark("s3://one") == ""
+
+
+def test_copies_share_no_artifacts(tmp_path: Path) -> None:
+    """A place with the artifacts of the original or of another copy is refused, by whatever path it is reached."""
+    art = tmp_path / "art"
+    with hub.open(f"sqlite:///{tmp_path / 'a.db'}", artifacts=tmp_path / "a") as reg:
+        reg.register("churn", {"m.bin": b"x"})
+        reg.copy_to(f"sqlite:///{tmp_path / 'b.db'}", artifacts=art)
+        (tmp_path / "link").symlink_to(art)
+        (tmp_path / "own").symlink_to(tmp_path / "a")
+        (tmp_path / "alias.db").symlink_to(tmp_path / "a.db")
+        for other in (art, tmp_path / "link"):
+            with pytest.raises(Conflict, match="b.db"):
+                reg.copy_to(f"sqlite:///{tmp_path / 'c.db'}", artifacts=other)
+        with pytest.raises(Conflict, match="onto itself"):
+            reg.copy_to(f"sqlite:///{tmp_path / 'c.db'}", artifacts=tmp_path / "own")
+        with pytest.raises(Conflict, match="onto itself"):
+            reg.copy_to(f"sqlite:///{tmp_path / 'alias.db'}")
+    with hub.open(f"sqlite:///{tmp_path / 'b.db'}", artifacts=art) as copy:
+        for other in (tmp_path / "a", tmp_path / "own"):
+            with pytest.raises(Conflict, match="another registry"):
+                copy.copy_to(tmp_path / "d", artifacts=other)
+        copy.copy_to(tmp_path / "e")
+        with pytest.raises(Conflict, match="another registry"):  # a copy that has entries is no excuse
+            copy.copy_to(tmp_path / "e", artifacts=tmp_path / "a")
+        copy.copy_to(tmp_path / "e")
+
+
+def test_marks_of_earlier_releases(tmp_path: Path) -> None:
+    """A mark that does not say whose it is serves the copy that is there already, and no new one."""
+    with hub.open(f"sqlite:///{tmp_path / 'a.db'}") as reg:
+        reg.register("churn", {"m.bin": b"x"})
+        reg.copy_to(tmp_path / "b")
+        (mark,) = (tmp_path / "b").rglob("copy")
+        mark.chmod(0o644)
+        mark.write_bytes(b"")
+        assert reg.copy_to(tmp_path / "b").entries == 0
+        with pytest.raises(Conflict, match="unknown which"):
+            reg.copy_to(f"sqlite:///{tmp_path / 'c.db'}", artifacts=tmp_path / "b" / "blobs")
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_purged_files_leave_the_copy(killed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was purged here is deleted there by the next copy, also by one that follows a killed one; the rest stays."""
+    url = f"sqlite:///{tmp_path / 'new.db'}"
+    with hub.open(f"sqlite:///{tmp_path / 'a.db'}") as reg:
+        reg.register("churn", {"a": b"personal", "b": b"shared"})
+        reg.register("churn", {"b": b"shared", "c": b"again"})
+        reg.copy_to(url)
+        reg.purge("churn/v1", "asked to", force=True)
+        reg.purge("churn/v2", "a mistake", files=["c"], force=True)
+        reg.register("churn", {"c": b"again"})
+        if killed:
+            append = moving._append
+
+            def dies(place: Any, record: Any) -> None:
+                if b"blobs.deleted" in record.body:
+                    raise KeyboardInterrupt
+                append(place, record)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(moving, "_append", dies)
+                with pytest.raises(KeyboardInterrupt):
+                    reg.copy_to(url)
+        reg.copy_to(url)
+        left = {one.read_bytes() for one in (tmp_path / "new.db.artifacts").rglob("*") if one.is_file()}
+        assert left >= {b"shared", b"again"}
+        assert b"personal" not in left
+        with hub.open(url) as copy:
+            assert copy.verify().ok, copy.verify().problems
+
+
+def test_what_is_redacted_leaves_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text is not in the copy when it was redacted and not erased here yet, and a redacted traceback goes."""
+    url = f"sqlite:///{tmp_path / 'new.db'}"
+    monkeypatch.chdir(tmp_path)
+
+    def holders(text: bytes) -> list[str]:
+        return [one.name for one in tmp_path.rglob("*") if one.is_file() and text in one.read_bytes()]
+
+    with hub.open(f"sqlite:///{tmp_path / 'a.db'}") as reg:
+        reg.register("churn", {"m.bin": b"x"}, note="SECRET-NOTE")
+        with pytest.raises(ValueError, match="SECRET"), reg.start_run("t", id="r1", outputs=None):
+            raise ValueError("SECRET-TRACE")
+        reg.copy_to(tmp_path / "before")
+        with monkeypatch.context() as patch:
+
+            def killed(*_: Any) -> None:
+                raise KeyboardInterrupt
+
+            patch.setattr(Registry, "_erase", killed)
+            with pytest.raises(KeyboardInterrupt):
+                reg.redact("churn/v1", "note", "a name")
+        reg.copy_to(url)
+        reg.copy_to(tmp_path / "before")
+        reg.redact("churn/v1", "note", "a name")
+        with hub.open(url) as copy:  # a handle that stays open
+            assert copy.run("r1").traceback
+            reg.redact("run:r1", "exception", "a name")
+            reg.copy_to(url)
+            reg.copy_to(tmp_path / "before")
+            assert copy.verify().ok, copy.verify().problems
+        assert holders(b"SECRET-NOTE") == []
+        assert holders(b"SECRET-TRACE") == []
+
+
+def test_a_purge_beside_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What somebody purges while it is copied is left out; what is lost and needed is counted as missing."""
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    send, once = moving._send, []
+
+    def purged_first(*arguments: Any) -> None:
+        if not once:
+            once.append(1)
+            with hub.open(url) as other:
+                other.purge("churn/v1", "now", force=True)
+                other._core.artifacts().delete(other.version("churn/v2").files[0].digest)
+        send(*arguments)
+
+    monkeypatch.setattr(moving, "_send", purged_first)
+    with hub.open(url) as reg:
+        reg.register("churn", {"m.bin": b"one"})
+        reg.register("churn", {"m.bin": b"two"})
+        reg.register("churn", {"m.bin": b"three"})
+        report = reg.copy_to(tmp_path / "b")
+        assert (report.blobs, report.missing) == (1, 1)
+
+
+def test_an_open_copy_is_reached_by_its_own_handle(
+    s3_bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The credentials of an open copy are used, and a handle that may not write is not written through."""
+    options = {"key": os.environ["AWS_ACCESS_KEY_ID"], "secret": os.environ["AWS_SECRET_ACCESS_KEY"]}
+    options |= {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]}
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name)
+    url = s3_bucket.url + "/copy"
+    with hub.open(f"sqlite:///{tmp_path / 'a.db'}") as reg:
+        reg.register("churn", {"m.bin": b"x"})
+        reg.copy_to(url, storage_options=options)
+        reg.register("churn", {"m.bin": b"y"})
+        with hub.open(url, storage_options=options, read_only=True) as copy:
+            with pytest.raises(NotAllowed, match="read-only"):
+                reg.copy_to(copy)
+            assert copy.versions("churn").total == 1
+        with hub.open(url, storage_options=options) as copy:
+            with pytest.raises(Conflict, match="keeps its artifacts"):
+                reg.copy_to(copy, artifacts=tmp_path / "other")
+            assert reg.copy_to(copy).entries == 1
+            assert Path(copy.resolve("churn/v2").path, "m.bin").read_bytes() == b"y"
+
+
+def test_no_place_for_a_copy(reg: Registry, request: pytest.FixtureRequest) -> None:
+    """What names no place, or a bucket that is not there, is told in our own words."""
+    for bad in (5, None, b"x"):
+        with pytest.raises(InvalidURI, match="copy_to takes"):
+            reg.copy_to(bad)  # type: ignore[call-overload]
+    request.getfixturevalue("s3_bucket")
+    with pytest.raises(StoreUnavailable, match="no-such-bucket"):
+        reg.copy_to("s3://no-such-bucket-of-mine/copy")
+
+
+def test_the_report_of_a_copy_is_readable(reg: Registry, tmp_path: Path) -> None:
+    """It prints as a few lines, with sizes that people read."""
+    reg.register("churn", {"m.bin": b"x" * 2000})
+    report = reg.copy_to(tmp_path / "b")
+    assert "2 entries, 1 file (2.0 kB) to file://" in str(report)
+    assert "1 file" in report._repr_html_()

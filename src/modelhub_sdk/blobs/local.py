@@ -19,6 +19,7 @@ from modelhub_sdk.errors import NotFound
 _WHOLE = 1 << 20  # up to this size a file is hashed in memory first: one already stored costs no write
 _FRESH = 300.0  # seconds after which a folder's entry has reached the disk by itself
 _TOUCH = 3600.0  # a blob used again is marked as fresh when its mark is older than this
+_MARK = 8192  # bytes of a mark that are read
 _SHARD = re.compile(r"[0-9a-f]{2}")
 _REST = re.compile(r"[0-9a-f]{62}")
 
@@ -192,17 +193,32 @@ class LocalBlobs:
                 else:
                     os.unlink(aside)
 
-    def mark(self) -> None:
-        """Note that a copy keeps its blobs here."""
-        with translated("write to the artifact store", self.base):
-            disk.make_dirs(self.base)
-            with contextlib.suppress(FileExistsError):
-                os.close(disk.create(os.path.join(self.base, "copy"), 0o444))
-                disk.fsync_dir(self.base)
+    def mark(self, owner: str) -> None:
+        """Note that the copy *owner* keeps its blobs here, unless there is a note already."""
+        final = os.path.join(self.base, "copy")
+        with self._temporary() as (fd, temporary), translated("write to the artifact store", self.base):
+            disk.write_all(fd, owner.encode(errors="surrogateescape"))
+            os.fsync(fd)
+            try:
+                os.link(temporary, final)
+            except FileExistsError:
+                return
+            except OSError:  # no hard links here: nearly as good
+                if os.path.lexists(final):
+                    return
+                os.replace(temporary, final)
+            disk.fsync_dir(self.base)
 
-    def is_marked(self) -> bool:
-        """Return whether a copy keeps its blobs here."""
-        return os.path.isfile(os.path.join(self.base, "copy"))
+    def marked_for(self) -> str | None:
+        """Return the copy that keeps its blobs here, empty when it is unknown which; None when there is none."""
+        path = os.path.join(self.base, "copy")
+        try:
+            with open(path, "rb") as file:
+                return os.fsdecode(file.read(_MARK)).strip()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        except OSError as exc:
+            raise unavailable(exc, "look into the artifact store", path) from exc
 
     def digests(self) -> Iterator[tuple[str, int]]:
         """Yield digest and size of every blob."""

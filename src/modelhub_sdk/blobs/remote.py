@@ -288,21 +288,45 @@ class RemoteBlobs:
         with contextlib.suppress(FileNotFoundError):
             patiently(attempt, "delete from", self._shown)
 
-    def mark(self) -> None:
-        """Note that a copy keeps its blobs here."""
+    def mark(self, owner: str) -> None:
+        """Note that the copy *owner* keeps its blobs here, unless there is a note already."""
         fs, base = self._fs()
-        if self._protocol not in _ATOMIC:
-            patiently(lambda: fs.makedirs(base, exist_ok=True), "write to", self._shown)
-        patiently(lambda: fs.pipe_file(f"{base}/copy", b"1"), "write to", self._shown)
+        create = self._protocol in _CREATE_ONLY
 
-    def is_marked(self) -> bool:
-        """Return whether a copy keeps its blobs here."""
-        fs, base = self._fs()
-        fs.invalidate_cache(base)
+        def attempt() -> None:
+            nonlocal create
+            if self._protocol not in _ATOMIC:
+                fs.makedirs(base, exist_ok=True)
+            try:
+                _pipe(fs, f"{base}/copy", owner.encode(errors="surrogateescape"), create)
+            except Exception as exc:
+                if self.marked_for() is not None:  # our own, after an answer that was lost, or another's
+                    return
+                if not create or not unsupported(exc):
+                    raise
+                create = False
+                raise ConnectionError("try again") from exc
+
+        if self.marked_for() is not None:
+            return
         try:
-            return patiently(lambda: bool(fs.info(f"{base}/copy")), "look into", self._shown)
-        except FileNotFoundError:
-            return False
+            patiently(attempt, "write to", self._shown)
+        except (FileNotFoundError, FileExistsError) as exc:
+            raise foreign(exc, "write to", self._shown) from exc
+
+    def marked_for(self) -> str | None:
+        """Return the copy that keeps its blobs here, empty when it is unknown which; None when there is none."""
+        fs, base = self._fs()
+
+        def look() -> bytes:
+            fs.invalidate_cache(base)
+            return bytes(fs.cat_file(f"{base}/copy"))
+
+        try:
+            found = os.fsdecode(patiently(look, "look into", self._shown)).strip()
+        except (FileNotFoundError, IsADirectoryError):
+            return None
+        return "" if found == "1" else found  # what earlier releases wrote
 
     def digests(self) -> Iterator[tuple[str, int]]:
         """Yield digest and size of every blob; what else a bucket lists is passed over."""

@@ -51,8 +51,8 @@ class _Blobs(Protocol):
     def delete(self, digest: str, needed: Callable[[], bool]) -> None: ...
     def digests(self) -> Iterator[tuple[str, int]]: ...
     def sweep(self, older_than: float | None) -> int: ...
-    def mark(self) -> None: ...
-    def is_marked(self) -> bool: ...
+    def mark(self, owner: str) -> None: ...
+    def marked_for(self) -> str | None: ...
 
 
 def local_path(url: str | os.PathLike[str]) -> str | None:
@@ -74,6 +74,7 @@ class BlobStore:
     Attributes:
         elsewhere: returns where else the bytes of a digest are; asked by all reads when they are not here.
         url: where it is, without any secret.
+        registry_id: the registry that they are of.
         root: the local folder that holds it, or None.
         read_only: whether writing is refused.
     """
@@ -99,6 +100,7 @@ class BlobStore:
         if not registry_id or not registry_id.replace("-", "").isalnum() or not registry_id.isascii():
             raise InvalidName(f"{shown(registry_id)} is not the id of a registry.")
         self.read_only = read_only
+        self.registry_id = registry_id
         self.elsewhere: Callable[[str], Sequence[Reference]] = lambda _: ()
         self._lately: dict[str, Source] = {}  # what was stored and is not in the journal yet
         self._held = 0  # bytes of that in memory
@@ -204,18 +206,28 @@ class BlobStore:
             for digest in digests:
                 self._forget(digest)
 
-    def mark(self) -> None:
-        """Note that a copy of the registry keeps its blobs here. Raises as `put` does."""
-        self._writing()
-        self._blobs.mark()
+    def mark(self, owner: str) -> str:
+        """Note that a copy of the registry, the journal *owner*, keeps its blobs here; return whose it is now.
 
-    def is_marked(self) -> bool:
-        """Return whether a copy of the registry keeps its blobs here.
+        Who marks it first has it: a mark is never replaced. Raises as `put` does.
+        """
+        self._writing()
+        self._blobs.mark(owner)
+        return self.marked_for() or ""
+
+    def marked_for(self) -> str | None:
+        """Return the journal of the copy that keeps its blobs here, None when there is none.
+
+        Marks of earlier releases do not say whose they are: then it is empty.
 
         Raises:
             StoreUnavailable: the store did not answer.
         """
-        return self._blobs.is_marked()
+        return self._blobs.marked_for()
+
+    def is_marked(self) -> bool:
+        """Return whether a copy of the registry keeps its blobs here. Raises as `marked_for` does."""
+        return self.marked_for() is not None
 
     def delete(self, digest: str, *, needed: Callable[[], bool] = lambda: False) -> None:
         """Remove a blob; one that is gone already is fine. Raises as `put` does.
@@ -402,23 +414,31 @@ class BlobStore:
     def verify(self, digest: str, size: int | None = None, *, progress: Progress | None = None) -> str | None:
         """Read the blob and return what is wrong with it in one sentence, or None.
 
+        Whatever keeps bytes from being read that are kept by reference is wrong with those alone.
+
         Raises:
             StoreUnavailable: the store did not answer.
         """
         try:
             found = self._blobs.size(_checked(digest))
             if found is None:
-                missing = NotFound(f"The blob {digest} is missing from {self.url}.")
-                self._fetch_references(digest, missing, size, None, progress)
-                return None
+                return self._verify_reference(digest, size, progress)
             wanted = found if size is None else size
             actual, got = self._blobs.fetch(digest, wanted, None, progress)
-        except (NotFound, NotAllowed, DigestMismatch) as exc:
+        except (NotFound, DigestMismatch) as exc:
             return str(exc)
         if got != wanted:
             return f"The blob {digest} in {self.url} has {got} bytes instead of {wanted}."
         if actual != digest:
             return f"The blob {digest} in {self.url} holds other bytes: {actual}."
+        return None
+
+    def _verify_reference(self, digest: str, size: int | None, progress: Progress | None) -> str | None:
+        try:
+            missing = NotFound(f"The blob {digest} is missing from {self.url}.")
+            self._fetch_references(digest, missing, size, None, progress)
+        except ModelHubError as exc:
+            return str(exc)
         return None
 
     def digests(self) -> Iterator[tuple[str, int]]:

@@ -135,7 +135,8 @@ class ModelVersion(Shown):
     """A numbered version of a model, as it was at entry `seq` of the journal.
 
     `size` is in bytes, `duration` (of the run that made it) in seconds, times are aware UTC.
-    `digest` is that of the manifest. A text that was redacted is None. `origin` is where it came from when it
+    `digest` is that of the manifest. `purged` says that its files were given up; `purged_files` are the paths of
+    those that were given up while the others stand. A text that was redacted is None. `origin` is where it came from when it
     was copied or imported from another registry; `inputs` are then what they were called there.
     """
 
@@ -168,6 +169,7 @@ class ModelVersion(Shown):
     purged: bool = False
     origin: Origin | None = None
     seq: int = 0
+    purged_files: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.uri
@@ -493,17 +495,19 @@ __all__ = [
 
 
 @frozen
-class GarbageReport:
+class GarbageReport(Shown):
     """What `Registry.collect_garbage` found and did.
 
     Attributes:
         dry_run: whether nothing was changed.
-        unneeded: stored files that nothing needs, before anything was deleted.
+        unneeded: how many stored files nothing needs, before anything was deleted. (In `Stats`, `unneeded` is
+            their bytes: here those are `unneeded_size`.)
         unneeded_size: their bytes.
         condemned: how many were condemned now; they go after the grace.
         deleted: how many were deleted now.
         deleted_size: their bytes.
-        waiting: how many were condemned before, and wait for their grace to end.
+        waiting: how many are condemned and wait for their grace to end when the call ends: those that were
+            condemned now, and those that were before.
         swept: unfinished files of killed writers that were removed.
         examples: some digests of what is unneeded.
     """
@@ -520,7 +524,7 @@ class GarbageReport:
 
 
 @frozen
-class Stats:
+class Stats(Shown):
     """Where the space is. Sizes in bytes.
 
     Attributes:
@@ -532,10 +536,12 @@ class Stats:
         runs: how many runs.
         blobs: how many files are stored, each content once.
         size: their bytes.
-        largest: models and datasets by the bytes of what their versions name, largest first; what versions
-            share counts once for each model.
-        unneeded: bytes that nothing needs: `Registry.collect_garbage` frees them.
-        missing: how many needed files are not stored.
+        largest: models and datasets by the bytes that are stored for their versions, largest first; what versions
+            share counts once for each model, and what is kept by reference takes no space.
+        unneeded: the bytes that nothing needs: `Registry.collect_garbage` frees them. (In `GarbageReport`,
+            `unneeded` counts files.) 0 while a manifest is missing: then that cannot be known.
+        missing: how many needed files are not stored. The files of a manifest that is missing itself are not known,
+            and not among them.
     """
 
     artifacts: str
@@ -552,7 +558,7 @@ class Stats:
 
 
 @frozen
-class CopyReport:
+class CopyReport(Shown):
     """What `Registry.copy_to` did.
 
     Attributes:

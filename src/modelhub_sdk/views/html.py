@@ -345,6 +345,8 @@ def _status(version: ModelVersion) -> Html:
         flags.append(_badge("archived"))
     if version.purged:
         flags.append(_badge("files removed", "bad"))
+    if version.purged_files:
+        flags.append(_badge("some files removed", "bad"))
     return join(flags, " ")
 
 
@@ -413,6 +415,7 @@ def _version(version: ModelVersion) -> Iterable[Html]:
             ("from", _elsewhere(version.origin) if version.origin else ""),
             ("duration", text.duration(version.duration) if version.duration is not None else ""),
             ("size", text.size(version.size)),
+            ("removed", join((tag("code", path) for path in version.purged_files), "<br>")),
             ("digest", tag("code", version.digest)),
         ]
     )

@@ -16,12 +16,15 @@ from modelhub_sdk.domain.compare import ABSENT, Comparison, Row
 from modelhub_sdk.domain.entities import (
     Alias,
     AuditRecord,
+    CopyReport,
     File,
+    GarbageReport,
     IngestReport,
     Listing,
     Model,
     ModelVersion,
     Origin,
+    Stats,
     Use,
     Verification,
 )
@@ -286,6 +289,8 @@ def _change(section: str, row: Row) -> str:
 
 def _version(version: ModelVersion) -> str:
     head = f"{clean(version.uri)}  {version.status}" + ("  archived" if version.archived else "")
+    head += "  files removed" if version.purged else ""
+    head += "  some files removed" if version.purged_files else ""
     facts = _pairs(
         [
             ("aliases", ", ".join(map(clean, version.aliases))),
@@ -298,6 +303,7 @@ def _version(version: ModelVersion) -> str:
             ("reason", cell(version.reason, limit=200) if version.reason else ""),
             ("note", cell(version.note, limit=200) if version.note else ""),
             ("files", f"{count(len(version.files), 'file')}, {size(version.size)}"),
+            ("removed", ", ".join(clean(path) for path in version.purged_files[:_LISTED])),
             ("run", clean(version.run_id or "")),
             ("origin", _origin(version.origin) if version.origin else ""),
             ("duration", duration(version.duration) if version.duration is not None else ""),
@@ -369,6 +375,45 @@ def _report(report: IngestReport) -> str:
     head = f"Ingested before: nothing changed ({outputs})." if report.repeated else f"Ingested {outputs}."
     alerts = [f"  ! {clean(str(alert))}" for alert in report.alerts]
     return "\n".join([head, *made, *([count(len(alerts), "alert") + ":", *alerts] if alerts else [])])
+
+
+def _stats(found: Stats) -> str:
+    head = f"{clean(found.artifacts)}: {count(found.blobs, 'file')}, {size(found.size)}"
+    counts = [
+        count(found.models, "model"), count(found.versions, "version"), count(found.datasets, "dataset"),
+        count(found.runs, "run"), count(found.entries, "entry", "entries"),
+    ]  # fmt: skip
+    lines = [head, "  " + ", ".join(counts)]
+    if found.unneeded:
+        lines.append(f"  {size(found.unneeded)} that nothing needs: reg.collect_garbage() says more")
+    if found.missing:
+        lines.append(f"  {count(found.missing, 'needed file')} missing: reg.verify() says which")
+    return "\n".join([*lines, *(f"  {clean(uri)}  {size(stored)}" for uri, stored in found.largest)])
+
+
+def _garbage(report: GarbageReport) -> str:
+    lines = [f"{count(report.unneeded, 'stored file')} that nothing needs, {size(report.unneeded_size)}."]
+    if not report.dry_run:
+        lines.append(
+            f"  condemned {report.condemned:,}, deleted {report.deleted:,} ({size(report.deleted_size)}),"
+            f" swept {count(report.swept, 'unfinished file')}"
+        )
+    if report.waiting:
+        lines.append(f"  {report.waiting:,} condemned, waiting for their grace to end")
+    if report.dry_run:
+        lines.append("  Nothing was changed (dry_run=True).")
+    return "\n".join(lines)
+
+
+def _copied(report: CopyReport) -> str:
+    what = (
+        f"{count(report.entries, 'entry', 'entries')}, {count(report.blobs, 'file')} ({size(report.bytes)})"
+    )
+    lines = [f"Copied {what} to {clean(report.url)} in {duration(report.seconds)}."]
+    lines.append(f"  files: {clean(report.artifacts)}")
+    if report.missing:
+        lines.append(f"  {count(report.missing, 'needed file')} missing here, and there")
+    return "\n".join(lines)
 
 
 _LISTED = 20  # inputs, outputs … of a run; its HTML has them all
@@ -564,6 +609,9 @@ _RENDERERS: tuple[tuple[type, Any], ...] = (
     (AuditRecord, _record),
     (Verification, _verification),
     (IngestReport, _report),
+    (Stats, _stats),
+    (GarbageReport, _garbage),
+    (CopyReport, _copied),
     (RunRecord, _run),
     (LineageRecord, _lineage),
     (Listing, _listing),
