@@ -209,6 +209,57 @@ def test_a_purged_content_can_be_registered_again(reg: Registry):
         reg.resolve("churn/v3", into=Path(reg._core.cache().path) / "never")
 
 
+def test_who_purged_a_file_and_why(reg: Registry):
+    """Each file that was given up says its own who and why, also when others were given up later, or all."""
+    reg.register("pair", {"a": b"a", "b": b"b", "c": b"c"})
+    reg.purge("pair/v1", "personal data", files=["a"])
+    reg.purge("pair/v1", "too large", files=["b"])
+    with pytest.raises(hub.Purged, match=r"'a' of .* personal data$"):
+        reg.resolve("model://pair/v1/a")
+    with pytest.raises(hub.Purged, match=r"'b' of .* too large$"):
+        reg.resolve("model://pair/v1/b")
+    with pytest.raises(hub.Purged, match=r"'a'.*personal data; 'b'.*too large$"):
+        reg.resolve("pair/v1")
+    reg.purge("pair/v1", "all of it")
+    with pytest.raises(hub.Purged, match="personal data$"):
+        reg.resolve("model://pair/v1/a")
+    with pytest.raises(hub.Purged, match="all of it$"):
+        reg.resolve("model://pair/v1/c")
+
+
+def test_which_files_to_purge(reg: Registry):
+    """One path may be passed as it is; none, a pattern and an unknown one are refused, with what there is."""
+    before = blobs(reg)
+    with pytest.raises(hub.InvalidName, match="names no file"):
+        reg.purge("churn/v1", "x", files=[])
+    with pytest.raises(hub.InvalidName, match=r"exact paths.*own\.bin"):
+        reg.purge("churn/v1", "x", files=["*.bin"])
+    with pytest.raises(hub.NotFound, match=r"exact paths.*own\.bin"):
+        reg.purge("churn/v1", "x", files="own")
+    assert blobs(reg) == before
+    assert reg.purge("churn/v1", "x", files="own.bin").purged_files == ("own.bin",)
+
+
+@ALL
+def test_a_version_that_is_not_whole_goes_nowhere(reg: Registry):
+    """Of a version that lost a file it shows which; it cannot be approved, nor can an alias point at it."""
+    assert reg.version("churn/v1").purged_files == ()
+    version = reg.purge("churn/v1", "private data", files=["own.bin"])
+    assert (version.purged, version.purged_files) == (False, ("own.bin",))
+    assert "some files removed" in version._repr_html_()
+    from modelhub_sdk.views import text
+
+    assert "own.bin" in text.render(version)
+    with pytest.raises(hub.Purged, match=r"own\.bin"):
+        reg.approve("churn/v1")
+    for target in (1, {"v1": 10, "v2": 90}):
+        with pytest.raises(hub.NotAllowed, match="purged in part"):
+            reg.set_alias("churn", "champion", target)
+    assert reg.reject("churn/v1", "not whole").status == "rejected"
+    assert reg.purge("churn/v1", "the rest").purged_files == ()
+    assert "files removed" in text.render(reg.version("churn/v1"))
+
+
 # --- redact
 
 SECRET = "Jane Doe, born 1 April"

@@ -210,6 +210,9 @@ class Core:
             except _Going as going:
                 self.wait_for_deletion(going.digests)
                 continue
+            except _Condemned as condemned:
+                self._spare(condemned.digests)
+                continue
             except (SequenceTaken, StoreUnavailable) as error:
                 if isinstance(error, CredentialsRefused) or (
                     not proposed and isinstance(error, StoreUnavailable)
@@ -252,7 +255,8 @@ class Core:
             events = tuple(decide(view, seal))
             if not events:
                 return None
-            self._check_frozen(view, events)
+            if not any(isinstance(event, ev.RegistryThawed) for event in events):
+                self.check_frozen(view)
             stored = {digest for event in events for digest in ev.blobs_of(event)}
             events += self._spared(view, stored, checked)
             if inner := self.in_documents(events) - stored:  # the documents themselves are there by now
@@ -275,10 +279,10 @@ class Core:
             self.blobs.settled(stored)
         return entry
 
-    def _check_frozen(self, view: View, events: Sequence[Event]) -> None:
-        """Raise NotAllowed if this registry was frozen."""
+    def check_frozen(self, view: View) -> None:
+        """Raise NotAllowed if this registry was frozen. Also asked before bytes are stored in vain."""
         frozen = view.frozen()
-        if frozen is not None and not any(isinstance(event, ev.RegistryThawed) for event in events):
+        if frozen is not None:
             raise NotAllowed(
                 f"The registry {shown(self.url, 200)} was frozen by {frozen.by or '(redacted)'} on"
                 f" {frozen.at:%Y-%m-%d}: {shown(frozen.reason or '(no reason kept)', 300)[1:-1]}.",
@@ -310,6 +314,8 @@ class Core:
         if gone := {digest: seq for digest, seq in gone.items() if checked.get(digest) != seq}:
             raise _Gone(gone)
         condemned = tuple(sorted(digest for digest, one in known.items() if one.state == "condemned"))
+        if len(condemned) > DELETED_AT_ONCE:
+            raise _Condemned(condemned)
         return (ev.BlobsSpared(digests=condemned),) if condemned else ()
 
     def _store_again(self, digests: Iterable[str]) -> None:
@@ -324,6 +330,17 @@ class Core:
                 )
 
         each(store, tuple(digests))
+
+    def _spare(self, digests: Iterable[str]) -> None:
+        """Spare condemned bytes of which there are too many to do so in the entry that relies on them."""
+        for part in batches(digests):
+
+            def decide(view: View, seal: Sealer, part: Sequence[str] = part) -> list[Event]:
+                known = view.garbage(part)
+                ours = tuple(d for d in part if d in known and known[d].state == "condemned")
+                return [ev.BlobsSpared(digests=ours)] if ours else []
+
+            self.commit("registry", decide)
 
     def wait_for_deletion(self, digests: Iterable[str]) -> None:
         """Wait until bytes are deleted; when their collector seems to be dead, delete them in its place.
@@ -340,13 +357,15 @@ class Core:
         watched: dict[
             str, tuple[int, float]
         ] = {}  # digest -> the entry that deletes it, since when we saw it
-        pause = 0.02
+        pause, fewest = 0.02, len(digests)
         while True:
             with self.view() as view:
                 left = {d: one.seq for d, one in view.garbage(digests).items() if one.state == "deleting"}
             if not left:
                 return
             now = time.monotonic()
+            if len(left) < fewest:  # it goes on, if slowly
+                fewest, begun = len(left), now
             watched = {
                 d: watched[d] if d in watched and watched[d][0] == seq else (seq, now)
                 for d, seq in left.items()
@@ -367,19 +386,9 @@ class Core:
         With an entry of our own: two who finish for the same collector would else delete beside each other,
         and the slower one what was stored again after the quicker one had said that it is gone.
         """
-        digests = sorted(dead)
-        for start in range(0, len(digests), DELETED_AT_ONCE):
-            part = digests[start : start + DELETED_AT_ONCE]
-
-            def decide(view: View, seal: Sealer, part: Sequence[str] = part) -> list[Event]:
-                known = view.garbage(part)
-                ours = tuple(
-                    d for d in part if d in known and known[d].state == "deleting" and known[d].seq == dead[d]
-                )
-                return [ev.BlobsDeleting(digests=ours)] if ours else []
-
+        for part in batches(dead):
             begun = since_boot()
-            entry = self.commit("registry", decide)
+            entry = self._deleting({digest: dead[digest] for digest in part})
             if entry is not None:
                 self.deleted(entry, begun)
 
@@ -388,36 +397,58 @@ class Core:
 
         Since *begun*, by `since_boot` before the entry was written, at most `DELETING` seconds may have passed
         at each attempt: a process that was stopped in between must not delete what was stored again meanwhile.
+        What a slow store left undone by then goes on with an entry of its own, as long as any of it goes.
         """
+        gone: list[str] = []
+        while True:
+            done, left = self._deleted_in_time(entry, begun)
+            gone += done
+            if not done or not left:
+                return tuple(gone)
+            begun = since_boot()
+            following = self._deleting(dict.fromkeys(left, entry.seq))
+            if following is None:  # somebody else took over
+                return tuple(gone)
+            entry = following
+
+    def _deleting(self, digests: Mapping[str, int]) -> Entry | None:
+        """Begin anew to delete bytes: *digests*, each with the entry that began it before."""
+
+        def decide(view: View, seal: Sealer) -> list[Event]:
+            ours = _still_deleting(view, digests)
+            return [ev.BlobsDeleting(digests=ours)] if ours else []
+
+        return self.commit("registry", decide)
+
+    def _deleted_in_time(self, entry: Entry, begun: float) -> tuple[list[str], list[str]]:
+        """Delete what *entry* says, as long as it may; return what is gone, and what is left."""
         digests = sorted(
             {d for one in entry.events if isinstance(one, ev.BlobsDeleting) for d in one.digests}
         )
-        late = False
-
-        def too_late() -> bool:
-            nonlocal late
-            late = late or since_boot() - begun > DELETING
-            return late
-
         blobs = self.artifacts()
-        done = []
-        for digest in digests:
-            if too_late():
-                break
-            blobs.delete(digest, needed=too_late)
-            if not late:
-                done.append(digest)
+
+        def delete(digest: str, _: object) -> bool:
+            late = False
+
+            def too_late() -> bool:
+                nonlocal late
+                late = late or since_boot() - begun > DELETING
+                return late
+
+            if not too_late():
+                blobs.delete(digest, needed=too_late)
+            return not late
+
+        went = each(delete, digests)
+        done = [digest for digest, gone in zip(digests, went, strict=True) if gone]
 
         def decide(view: View, seal: Sealer) -> list[Event]:
-            known = view.garbage(done)
-            ours = tuple(
-                d for d in done if d in known and known[d].state == "deleting" and known[d].seq == entry.seq
-            )
+            ours = _still_deleting(view, dict.fromkeys(done, entry.seq))
             return [ev.BlobsDeleted(digests=ours)] if ours else []
 
         if done:
             self.commit("registry", decide)
-        return tuple(done)
+        return done, [digest for digest, gone in zip(digests, went, strict=True) if not gone]
 
     def check_own(self, view: View) -> None:
         """Raise StoreUnavailable if the journal is not the one that this handle was opened for."""
@@ -507,6 +538,29 @@ class _Going(Exception):
     def __init__(self, digests: set[str]) -> None:
         super().__init__()
         self.digests = digests
+
+
+class _Condemned(Exception):
+    """An entry relies on more condemned bytes than it can spare itself."""
+
+    def __init__(self, digests: Sequence[str]) -> None:
+        super().__init__()
+        self.digests = digests
+
+
+def batches(digests: Iterable[str]) -> Iterator[list[str]]:
+    """Yield *digests*, sorted, so many at a time as fit into an entry."""
+    ordered = sorted(digests)
+    for start in range(0, len(ordered), DELETED_AT_ONCE):
+        yield ordered[start : start + DELETED_AT_ONCE]
+
+
+def _still_deleting(view: View, digests: Mapping[str, int]) -> tuple[str, ...]:
+    """Return those of *digests* that are still being deleted by the entry that is said of each."""
+    known = view.garbage(digests)
+    return tuple(
+        d for d, seq in digests.items() if d in known and known[d].state == "deleting" and known[d].seq == seq
+    )
 
 
 def since_boot() -> float:
@@ -822,6 +876,7 @@ __all__ = [
     "DELETING",
     "Core",
     "artifacts_url",
+    "batches",
     "opened",
     "options_for",
     "pins_folder",

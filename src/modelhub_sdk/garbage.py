@@ -10,20 +10,20 @@ a collector is killed: the next one goes on.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import timedelta
 
 from attrs import frozen
 
 from modelhub_sdk.arguments import beside, kept_outputs
 from modelhub_sdk.blobs import progress as bars
-from modelhub_sdk.core import DELETED_AT_ONCE, Core, since_boot
+from modelhub_sdk.core import Core, batches, since_boot
 from modelhub_sdk.domain import events as ev
 from modelhub_sdk.domain.entities import File, GarbageReport, Stats
 from modelhub_sdk.domain.events import Event, Sealer
-from modelhub_sdk.errors import InvalidDocument, NotFound
+from modelhub_sdk.errors import DigestMismatch, InvalidDocument, NotFound
 from modelhub_sdk.index import data, runs
-from modelhub_sdk.index.queries import View
+from modelhub_sdk.index.queries import GivenUp, View
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -45,7 +45,7 @@ def collect(core: Core, *, dry_run: bool, grace: timedelta, progress: bool | Non
     if dry_run:
         return GarbageReport(True, len(unneeded), size, waiting=len(before), examples=examples)
     going = {digest for digest, one in known.items() if one.state == "deleting"}
-    condemned = sum(_condemned(core, batch, needs) for batch in _batches(unneeded - before - going))
+    condemned = sum(_condemned(core, batch, needs) for batch in batches(unneeded - before - going))
     with core.view() as view:
         _, _, last = view.head()
         now = core.clock()
@@ -57,11 +57,13 @@ def collect(core: Core, *, dry_run: bool, grace: timedelta, progress: bool | Non
         ]
     gone: list[str] = []
     with bars.bar(sum(stored.get(digest, 0) for digest in due), "deleting", show=progress) as step:
-        for batch in _batches(due):
+        for batch in batches(due):
             gone += free(core, batch, needs)
             if step is not None:
                 step(sum(stored.get(digest, 0) for digest in batch))
     core.wait_for_deletion(going)  # another collector is at it, or was killed: then its work is finished here
+    with core.view() as view:
+        known = view.garbage(unneeded)
     return GarbageReport(
         False,
         len(unneeded),
@@ -69,16 +71,10 @@ def collect(core: Core, *, dry_run: bool, grace: timedelta, progress: bool | Non
         condemned=condemned,
         deleted=len(gone),
         deleted_size=sum(stored.get(digest, 0) for digest in gone),
-        waiting=len(before | (unneeded - going)) - len(gone),
+        waiting=sum(one.state == "condemned" for one in known.values()),
         swept=blobs.sweep(),
         examples=examples,
     )
-
-
-def _batches(digests: Iterable[str]) -> Iterator[list[str]]:
-    ordered = sorted(digests)
-    for start in range(0, len(ordered), DELETED_AT_ONCE):
-        yield ordered[start : start + DELETED_AT_ONCE]
 
 
 def _condemned(core: Core, digests: Sequence[str], needs: Needs) -> int:
@@ -103,14 +99,18 @@ def _condemned(core: Core, digests: Sequence[str], needs: Needs) -> int:
 def free(core: Core, digests: Sequence[str], needs: Needs | None = None) -> tuple[str, ...]:
     """Delete bytes for which nothing speaks as the entry is appended that says so; return which.
 
-    *needs* are known already, of these digests and perhaps of more.
+    *needs* are known already, of these digests and perhaps of more. So many that they do not fit into an entry
+    go by several.
     """
     with core.view() as view:
         needs = needs or Needs.of(core, view, digests)
         gone = {digest for digest, one in view.garbage(digests).items() if one.state == "deleted"}
-    digests = [digest for digest in digests if digest not in gone or core.artifacts().has(digest)]
-    if not digests:
-        return ()
+    there = core.artifacts().has
+    digests = [digest for digest in digests if digest not in gone or there(digest)]
+    return tuple(digest for batch in batches(digests) for digest in _freed(core, batch, needs))
+
+
+def _freed(core: Core, digests: Sequence[str], needs: Needs) -> tuple[str, ...]:
     begun = since_boot()
 
     def decide(view: View, seal: Sealer) -> list[Event]:
@@ -150,57 +150,125 @@ class Needs:
             ):  # an own copy of such bytes is kept
                 files = core.manifest(event.document) if event.document else event.files
                 found |= {file.digest for file in files}
-        for raw in unknown:
-            found |= set(_DIGEST.findall(raw))
-        return found
+        return found | _in_unknown(unknown)
 
 
 def needed(core: Core, view: View, digests: Collection[str]) -> set[str]:
     """Return those of *digests* that something in the registry still needs.
 
     What an event of a kind that this release does not know names is needed too.
+
+    Raises:
+        NotFound: a manifest is missing, so it is unknown what its version needs.
     """
     wanted = set(digests)
-    found = view.needed(wanted) | beside(view.events(ev.VersionAttached.kind, ev.EvaluationAdded.kind))
+    found = view.needed(wanted) | _needed_otherwise(core, view) | _in_unknown(view.unknown(tuple(ev.KINDS)))
+    return found & wanted
+
+
+def _in_unknown(events: Sequence[str]) -> set[str]:
+    return {digest for raw in events for digest in _DIGEST.findall(raw)}
+
+
+def _needed_otherwise(core: Core, view: View, lost: set[str] | None = None) -> set[str]:
+    """Return what is needed beside the files that stand in the index.
+
+    A manifest that is missing is added to *lost*, where that is given.
+    """
+    found = beside(view.events(ev.VersionAttached.kind, ev.EvaluationAdded.kind))
     found |= set(runs.documents(view))
     purged = view.purged_digests()
-    documents = [(d, view.purge(model, number)) for model, number, d in view.documents()]
-    documents += [(document, None) for _name, _number, document in data.documents(view)]
-    for document, purge in documents:
-        found.add(document)
-        gone = frozenset() if purge is None else purge[3]
-        files = core.manifest(document)
-        found |= {file.digest for file in files if gone is not None and file.path not in gone}
-        purged |= {file.digest for file in files if gone is None or file.path in gone}
+    for one in _documents(view):
+        found.add(one.digest)
+        files: Sequence[File] = ()
+        try:
+            files = one.files(core)
+        except NotFound:
+            if lost is None:
+                raise
+            lost.add(one.digest)
+        found |= {file.digest for file in files if not one.gave_up(file)}
+        purged |= {file.digest for file in files if one.gave_up(file)}
     for event in view.events(ev.OutputsIngested.kind):
         if isinstance(event, ev.OutputsIngested):
-            found |= kept_outputs(event, core.document) | ({event.document} if event.document else set())
-    found |= view.datum_digests() - purged  # what was given up is gone for its datum too
-    for raw in view.unknown(tuple(ev.KINDS)):
-        found |= set(_DIGEST.findall(raw))
-    return found & wanted
+            found |= {event.document} if event.document else set()
+            try:
+                found |= kept_outputs(event, core.document)
+            except NotFound:
+                if lost is None:
+                    raise
+                lost.add(str(event.document))
+    return found | (view.datum_digests() - purged)  # what was given up is gone for its datum too
+
+
+@frozen
+class _Document:
+    """A manifest that is a document: of which version, and what of that was given up."""
+
+    subject: str
+    uri: str
+    digest: str
+    purge: GivenUp | None
+
+    def files(self, core: Core) -> Sequence[File]:
+        """Return the files that it lists; none when all were given up and it is lost too.
+
+        Raises:
+            NotFound: it is missing, or damaged.
+        """
+        try:
+            return core.manifest(self.digest, self.uri)
+        except (NotFound, DigestMismatch, InvalidDocument) as error:
+            if self.purge is not None and self.purge.whole is not None:
+                return ()
+            raise NotFound(
+                f"The manifest of {self.uri} is missing or damaged, so it is unknown which files that needs:"
+                f" {error.message}",
+                hint="Restore it from a backup; or give up the version: reg.purge(ref, reason, force=True).",
+            ) from error
+
+    def gave_up(self, file: File) -> bool:
+        """Return whether *file* was purged."""
+        return self.purge is not None and self.purge.why(file.path) is not None
+
+
+def _documents(view: View) -> Iterator[_Document]:
+    for model, number, document in view.documents():
+        yield _Document(model, f"model://{model}/v{number}", document, view.purge(model, number))
+    for name, number, document in data.documents(view):
+        yield _Document(data.subject(name), data.version(view, name, number).uri, document, None)
+
+
+def check_manifests(core: Core, but: str) -> None:
+    """Make sure that it can be known what is needed, whatever the version *but* needs.
+
+    Raises:
+        NotFound: a manifest is missing; nothing may be deleted before that is mended.
+    """
+    with core.view() as view:
+        for one in _documents(view):
+            if one.uri != but:
+                one.files(core)
 
 
 def stats(core: Core) -> Stats:
     """Return where the space is."""
     stored = dict(core.artifacts().digests())
     sizes: dict[str, dict[str, int]] = {}
+    lost: set[str] = set()
     with core.view() as view:
-        kept = needed(core, view, stored)
-        there = view.all_files()
-        lost = needed(core, view, {digest for _, digest, _ in there} - set(stored)) - view.external()
-        for subject, digest, size in there:
-            sizes.setdefault(subject, {})[digest] = size
-        for model, number, document in view.documents():
-            purge = view.purge(model, number)
-            if purge is None:
-                sizes.setdefault(model, {}).update((f.digest, f.size) for f in _manifest(core, document))
-        for name, _number, document in data.documents(view):
-            sizes.setdefault(data.subject(name), {}).update(
-                (f.digest, f.size) for f in _manifest(core, document)
-            )
+        named = [(subject, digest) for subject, digest, _ in view.all_files()]
+        kept = {digest for _, digest in named} | _needed_otherwise(core, view, lost)
+        for one in _documents(view):
+            if one.digest not in lost:
+                named += [(one.subject, file.digest) for file in one.files(core) if not one.gave_up(file)]
+        missing = (kept | lost) - set(stored) - view.external()
+        kept |= _in_unknown(view.unknown(tuple(ev.KINDS)))
         entries = view.head()[0]
         counts = view.counts()
+    for subject, digest in named:
+        if digest in stored:
+            sizes.setdefault(subject, {})[digest] = stored[digest]
     largest = sorted(((sum(one.values()), subject) for subject, one in sizes.items()), reverse=True)
     return Stats(
         artifacts=core.artifacts().url,
@@ -209,16 +277,9 @@ def stats(core: Core) -> Stats:
         blobs=len(stored),
         size=sum(stored.values()),
         largest=tuple((_uri(subject), size) for size, subject in largest[:20]),
-        unneeded=sum(size for digest, size in stored.items() if digest not in kept),
-        missing=len(lost),
+        unneeded=0 if lost else sum(size for digest, size in stored.items() if digest not in kept),
+        missing=len(missing),
     )
-
-
-def _manifest(core: Core, document: str) -> Iterable[File]:
-    try:
-        return core.manifest(document)
-    except NotFound:
-        return ()
 
 
 def _uri(subject: str) -> str:
@@ -226,4 +287,4 @@ def _uri(subject: str) -> str:
     return f"{kind}://{name}" if colon else f"model://{subject}"
 
 
-__all__ = ["collect", "free", "needed", "stats"]
+__all__ = ["check_manifests", "collect", "free", "needed", "stats"]

@@ -45,6 +45,7 @@ from modelhub_sdk.domain.events import Event, Sealer
 from modelhub_sdk.domain.lineage import RunRecord
 from modelhub_sdk.domain.values import Frozen, Value, normalise, normalise_fields
 from modelhub_sdk.errors import (
+    DigestMismatch,
     InvalidDocument,
     InvalidName,
     InvalidURI,
@@ -360,6 +361,7 @@ class Registry(RegistryView):
         if not found and not named:
             raise InvalidDocument("There is no file to register.", hint="A version needs at least one file.")
         with self._core.view() as view:  # what would fail later had better fail before bytes travel
+            self._core.check_frozen(view)
             if not view.has_model(name):
                 rules.allowed(view, name)
             if key is None or view.key("model:" + name, key) is None:
@@ -600,6 +602,7 @@ class Registry(RegistryView):
 
         Raises:
             NotAllowed: *ref* names a moving target (decide on what you saw), or the version is archived.
+            Purged: its files, or some of them, were given up.
         """
         return self._decide("approve", ref, reason)
 
@@ -658,7 +661,7 @@ class Registry(RegistryView):
 
         Raises:
             NotFound: there is no such model, dataset or version.
-            NotAllowed: a target is rejected, archived or purged.
+            NotAllowed: a target is rejected or archived, or files of it were purged.
             Conflict: a version of the dataset has the alias' name.
         """
         if _is_dataset(model):
@@ -762,28 +765,35 @@ class Registry(RegistryView):
         return self.version(f"{model}/v{number}") if number else self.model(model)
 
     def purge(
-        self, ref: Ref, reason: str, *, files: Sequence[str] | None = None, force: bool = False
+        self, ref: Ref, reason: str, *, files: Sequence[str] | str | None = None, force: bool = False
     ) -> ModelVersion:
         """Remove the files of a version for good, or only some, and return the version. The record stays.
 
-        Bytes that another version needs are kept for it.
+        Bytes that another version needs are kept for it. Of a version whose manifest is lost, the bytes stay
+        until `collect_garbage`.
+
+        Args:
+            ref: a model version by its number.
+            reason: why; it is kept, and told to whoever asks for the files.
+            files: exact paths, or one; None for all.
+            force: also when the version is approved, has an alias or was used.
 
         Raises:
             NotAllowed: the version is approved, has an alias or was used; ``force=True`` overrules.
-            NotFound: there is no such version or file.
+            NotFound: there is no such version or file; or the manifest of another version is lost, so that it is
+                unknown what that needs. Nothing was purged.
+            InvalidName: *files* names none.
         """
         said = reason_of(reason)
         uri = fixed_uri(ref, "purge")
-        version = self.version(ref)
-        files_of = self._manifest(version)
-        paths: list[str] | None = None
-        if files is not None:
-            known = {file.path for file in files_of}
-            paths = sorted({names.check_path(path) for path in listed(files, "files")})
-            for path in paths:
-                if path not in known:
-                    raise NotFound(f"{version.uri} has no file {shown(path)}.", nearest=nearest(path, known))
+        with self._core.view() as view:
+            version = found_version(view, uri.name, pin(view, uri))
+        files_of = self._manifest_to_purge(version, whole=files is None)
+        paths = None if files is None else _exact_paths(version, files, files_of)
         used = len(self.uses(version))
+        from modelhub_sdk import garbage
+
+        garbage.check_manifests(self._core, but=version.uri)
 
         def decide(view: View, seal: Sealer) -> list[Event]:
             guards = []
@@ -793,19 +803,26 @@ class Registry(RegistryView):
             if used:
                 guards.append(f"it was used {used} times" if used > 1 else "it was used once")
             before = view.purge(version.model, version.number)
-            if paths is not None and before is not None and (before[3] is None or before[3] >= set(paths)):
+            if paths is not None and before is not None and all(before.why(path) for path in paths):
                 return []
             return rules.purge(view, seal, version.model, version.number, paths, said, guards, force)
 
         self._commit("model:" + uri.name, decide)
-        from modelhub_sdk import garbage
-
         digests = sorted(
             {file.digest for file in files_of if paths is None or file.path in paths} - self._outside(version)
         )
         garbage.free(self._core, digests)
         self._core.wait_for_deletion(digests)  # a purge that was killed is finished by the next
         return self.version(version)
+
+    def _manifest_to_purge(self, version: ModelVersion, *, whole: bool) -> tuple[File, ...]:
+        """Return all files of a version; none when its manifest is lost, and it is given up as a whole."""
+        try:
+            return self._manifest(version)
+        except (NotFound, DigestMismatch, InvalidDocument):
+            if not whole:
+                raise
+            return ()
 
     def _outside(self, version: ModelVersion) -> set[str]:
         """Return the digests of the files of a version that are kept by reference, and not stored as well."""
@@ -852,6 +869,8 @@ class Registry(RegistryView):
 
     def stats(self) -> Stats:
         """Return how much is stored, for what, and how much of it nothing needs. Lists the whole store.
+
+        It answers also when files or manifests are missing, and counts them.
 
         Raises:
             StoreUnavailable: the store did not answer.
@@ -1507,6 +1526,7 @@ class Registry(RegistryView):
         uri = version_uri(ref)
         with self._core.view() as view:
             rules.version_exists(view, uri.name, pin(view, uri))
+            self._core.check_frozen(view)
 
     def _on_version(self, ref: Ref, decide: Any, fixed: str | None = None) -> ModelVersion:
         """Commit a decision about one version, and return it."""
@@ -1541,6 +1561,32 @@ class Registry(RegistryView):
         if right is not None:
             raise AttributeError(f"There is no {name}() here: {right}", name=name, obj=self)
         raise AttributeError(f"Registry has no attribute {name!r}.", name=name, obj=self)
+
+
+def _exact_paths(version: ModelVersion, given: Any, files: Sequence[File]) -> list[str]:
+    """Return the paths of *files* that are to be purged, as they were *given*, sorted.
+
+    Raises:
+        InvalidName: none was given, or something that is no path.
+        NotFound: the version has no such file.
+    """
+    asked = [given] if isinstance(given, str) else listed(given, "files")
+    if not asked:
+        raise InvalidName(
+            "files= names no file.", hint="Name the paths to purge; leave files= away to purge the version."
+        )
+    known = {file.path for file in files}
+    for path in asked:
+        if path in known:
+            continue
+        some = ", ".join(shown(one) for one in sorted(known)[:5]) + (", ..." if len(known) > 5 else "")
+        hint = f"purge takes exact paths, no patterns; {version.uri} has {some}."
+        try:
+            names.check_path(path)
+        except InvalidName as error:
+            raise InvalidName(error.message, hint=hint) from None
+        raise NotFound(f"{version.uri} has no file {shown(path)}.", hint=hint, nearest=nearest(path, known))
+    return sorted(set(asked))
 
 
 def _is_dataset(ref: object) -> bool:

@@ -18,7 +18,7 @@ import threading
 import time
 import unicodedata
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -40,7 +40,6 @@ from modelhub_sdk.domain.entities import (
     File,
     ModelVersion,
     Resolved,
-    one_line,
 )
 from modelhub_sdk.domain.uri import ByDigest, DatasetURI, DatumURI, ModelURI, Number
 from modelhub_sdk.domain.values import Frozen
@@ -81,8 +80,8 @@ class Pinned:
     files: tuple[File, ...]
     as_of: datetime
     require: str | None = None
-    gone: tuple[str, ...] = ()
-    gone_why: str = ""
+    gone: Mapping[str, str] = Frozen()
+    gone_otherwise: str = ""
     offline: bool = False
 
 
@@ -206,12 +205,13 @@ def _pin_model(core: Core, at: int, uri: ModelURI, route_key: str | None) -> Pin
         require = view.settings().get("require")
         document = None if version.files else view.registered(uri.name, number).document
         purge = View(view.sql).purge(uri.name, number)  # what is gone is gone, also for a view of the past
-    if document is not None and (purge is None or purge[3] is not None):
+    if document is not None and (purge is None or purge.whole is None):
         version = evolve(version, files=core.manifest(document, version.uri))
     if purge is None:
         return Pinned(version, version.files, as_of, require)
-    gone = ("*",) if purge[3] is None else tuple(sorted(purge[3]))
-    return Pinned(version, version.files, as_of, require, gone=gone, gone_why=_why_gone(*purge[:3]))
+    gone = Frozen({path: one.told() for path, one in purge.files.items()})
+    rest = purge.whole.told() if purge.whole is not None else ""
+    return Pinned(version, version.files, as_of, require, gone=gone, gone_otherwise=rest)
 
 
 def _forget_deleted(core: Core, view: View) -> None:
@@ -258,12 +258,9 @@ def _pin_datum(core: Core, at: int, uri: DatumURI) -> Pinned:
     pinned = Pinned(found, _one_file(found), as_of)
     for purge in purges:  # a file that only a purged version needed is gone with it
         if purge is not None and core.blobs is not None and not core.blobs.has(found.digest):
-            return evolve(pinned, gone=("*",), gone_why=_why_gone(*purge[:3]))
+            one = purge.whole or next(iter(purge.files.values()))
+            return evolve(pinned, gone_otherwise=one.told())
     return pinned
-
-
-def _why_gone(when: datetime, by: str | None, why: str | None) -> str:
-    return one_line(f"by {by or '(redacted)'} on {when:%Y-%m-%d}: {why or '(no reason kept)'}")
 
 
 def found_datum(view: View, uri: DatumURI) -> Datum:
@@ -393,10 +390,24 @@ def _fits(path: str, pattern: str) -> bool:
 
 def check_purged(pinned: Pinned, wanted: Sequence[File]) -> None:
     """Raise Purged when some of *wanted* was given up."""
-    lost = [file.path for file in wanted if file.path in pinned.gone]
-    if pinned.gone == ("*",) or lost:
-        what = "The files" if not lost or len(lost) == len(pinned.files) else ", ".join(map(shown, lost[:5]))
-        raise Purged(f"{what} of {pinned.version.uri} were purged {pinned.gone_why}")
+    lost: dict[str, list[str]] = {}  # how it came -> the paths
+    for file in wanted:
+        if why := pinned.gone.get(file.path, pinned.gone_otherwise):
+            lost.setdefault(why, []).append(file.path)
+    if not wanted and pinned.gone_otherwise:
+        lost[pinned.gone_otherwise] = []
+    if lost:
+        raise Purged(
+            "; ".join(
+                f"{_lost(paths, pinned)} of {pinned.version.uri} were purged {why}"
+                for why, paths in list(lost.items())[:5]
+            )
+        )
+
+
+def _lost(paths: Sequence[str], pinned: Pinned) -> str:
+    """Return how to call the files *paths* that were given up."""
+    return "The files" if not paths or len(paths) == len(pinned.files) else ", ".join(map(shown, paths[:5]))
 
 
 # --- the bytes ----------------------------------------------------------------------------------------

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Mapping
 
 from attrs import define, field, frozen
 
+from modelhub_sdk.arguments import kept_outputs
 from modelhub_sdk.blobs import progress as bars
 from modelhub_sdk.blobs.store import BlobStore
 from modelhub_sdk.core import Core
+from modelhub_sdk.domain import events as ev
 from modelhub_sdk.domain.entities import DatasetVersion, File, ModelVersion, Verification
 from modelhub_sdk.domain.events import Entry
 from modelhub_sdk.errors import InvalidDocument, JournalTooNew, ModelHubError, shown
@@ -180,7 +182,8 @@ def _bytes(
         for number in numbers:
             _of_version(store, view, model, number, found)
     if version is None:
-        for digest in sorted(view.datum_digests() - found.purged):
+        kept = _kept(core, view, found)
+        for digest in sorted((view.datum_digests() - found.purged) | kept):
             found.files.setdefault(digest, (f"datum {digest}", None))
         for digest, run_id in runs.documents(view).items():
             found.files.setdefault(digest, (f"run:{run_id}, what it keeps", None))
@@ -191,6 +194,18 @@ def _bytes(
             if problem is not None:
                 problems.append(f"{what}: {problem}")
     return len(found.read) + len(left)
+
+
+def _kept(core: Core, view: View, found: _Stored) -> set[str]:
+    """Return the digests of outputs that are kept for their own sake, whatever was purged elsewhere."""
+    kept: set[str] = set()
+    for event in view.events(ev.OutputsIngested.kind):
+        if isinstance(event, ev.OutputsIngested):
+            try:
+                kept |= kept_outputs(event, core.document)
+            except ModelHubError as error:
+                found.problems.append(f"The list of outputs {event.document}: {error}")
+    return kept
 
 
 @define
@@ -213,7 +228,7 @@ def _of_version(store: BlobStore, view: View, model: str, number: int, found: _S
     files = _files(store, version, view.registered(model, number).document, found, whole=purge is None)
     if files is None:
         return
-    gone = set() if purge is None else {f.path for f in files if purge[3] is None or f.path in purge[3]}
+    gone = set() if purge is None else {file.path for file in files if purge.why(file.path) is not None}
     found.purged |= {file.digest for file in files if file.path in gone}
     beside = [File(a.name, a.size, a.digest) for a in version.attachments]
     beside += [file for evaluation in version.evaluations for file in evaluation.files]

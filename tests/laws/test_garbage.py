@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 
 import modelhub_sdk as hub
-from modelhub_sdk import Registry, core
+from modelhub_sdk import Registry, core, registry
 from modelhub_sdk.blobs.store import BlobStore
 from modelhub_sdk.domain import events as ev
-from modelhub_sdk.errors import Conflict, InvalidDocument, NotAllowed, Purged
+from modelhub_sdk.errors import Conflict, InvalidDocument, NotAllowed, NotFound, Purged
+from modelhub_sdk.formats import codec
 from tests.support.crowd import together
 from tests.support.homes import ALL, Home, check_sound
 
@@ -321,6 +322,117 @@ def test_stats(reg: Registry) -> None:
     assert found.largest == (("model://big", 1500), ("dataset://clicks", 700))
     reg._core.artifacts().delete(digest(b"y" * 500))
     assert reg.stats().missing == 1
+
+
+def test_stats_of_manifests_that_are_documents(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a version with many files what is lost is missing, what was purged takes no space, and the rest counts."""
+    monkeypatch.setattr(registry, "_INLINE_FILES", 3)
+    reg.register("big", {f"{n}": b"%d" % n for n in range(10)})
+    reg.register("small", {"m": b"s"})
+    reg.attach("small/v1", "roc.txt", b"curve")
+    assert (reg.stats().largest, reg.stats().missing) == ((("model://big", 10), ("model://small", 1)), 0)
+    reg.purge("big/v1", "one of them", files="7")
+    assert (reg.stats().largest[0], reg.stats().missing) == (("model://big", 9), 0)
+    for lost in (b"5", b"curve"):
+        reg._core.artifacts().delete(digest(lost))
+    assert (reg.stats().largest[0], reg.stats().missing) == (("model://big", 8), 2)
+    reg._core.artifacts().put_bytes(b"stray")
+    assert "5 B that nothing needs" in str(reg.stats())
+    assert "2 needed files missing" in reg.stats()._repr_html_()
+
+
+def _with_a_lost_manifest(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Register big/v1, whose manifest gets lost, and small/v1."""
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "_INLINE_FILES", 3)
+        reg.register("big", {f"{n}": b"%d" % n for n in range(10)})
+    reg.register("small", {"m": b"small"})
+    with reg._core.view() as view:
+        ((_, _, document),) = view.documents()
+    reg._core.artifacts().delete(document)
+    reg._core.documents.clear()
+    reg._core.manifests.clear()
+
+
+@pytest.mark.parametrize("reg", ["sqlite", "folder"], indirect=True)
+def test_a_lost_manifest(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is counted, and nothing is purged while it is unknown what it needs; giving up its version ends that."""
+    _with_a_lost_manifest(reg, monkeypatch)
+    assert (reg.stats().missing, reg.stats().unneeded) == (1, 0)
+    for call in (
+        lambda: reg.purge("small/v1", "x"),
+        lambda: reg.purge("big/v1", "x", files="3"),
+        lambda: reg.collect_garbage(dry_run=False, grace=AT_ONCE),
+    ):
+        with pytest.raises(NotFound, match="big/v1|no blob"):
+            call()
+    assert reg.audit(action="version.purged").total == 0
+    assert reg.purge("big/v1", "lost").purged
+    reg.purge("small/v1", "x")
+    assert digest(b"small") not in stored(reg)
+    assert reg.collect_garbage(dry_run=False, grace=AT_ONCE).deleted == 10
+
+
+# --- many files -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make entries hold little, so that a hundred files are many."""
+    monkeypatch.setattr(core, "DELETED_AT_ONCE", 20)
+    monkeypatch.setattr(codec, "MAX_BODY", 4000)
+    monkeypatch.setattr(registry, "_INLINE_FILES", 10)
+
+
+MANY = {f"{n}": b"%d" % n for n in range(100)}
+
+
+@pytest.mark.usefixtures("small_entries")
+def test_more_files_than_an_entry_holds_are_purged(reg: Registry) -> None:
+    """So many files that their digests do not fit into one entry are deleted by several."""
+    reg.register("big", MANY)
+    assert reg.purge("big/v1", "asked to").purged
+    assert len(stored(reg)) == 1  # the manifest
+    assert reg.verify().ok
+
+
+@pytest.mark.usefixtures("small_entries")
+def test_more_condemned_files_than_an_entry_holds_are_spared(reg: Registry) -> None:
+    """So many condemned files that they do not fit into the entry that needs them are spared before it."""
+    for data in MANY.values():
+        reg._core.artifacts().put_bytes(data)
+    assert reg.collect_garbage(dry_run=False).condemned == 100
+    reg.register("big", MANY)
+    assert reg.collect_garbage(dry_run=False, grace=AT_ONCE).deleted == 0
+    assert reg.verify().ok
+
+
+def test_a_slow_store_is_purged_too(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be deleted in the time of one entry goes on with another, and a purge leaves nothing."""
+    monkeypatch.setattr(core, "DELETING", 0.15)
+    reg.register("big", {f"{n}": b"%d" % n for n in range(60)})
+    delete = BlobStore.delete
+
+    def slowly(self: BlobStore, one: str, **options: Any) -> None:
+        time.sleep(0.05)
+        delete(self, one, **options)
+
+    monkeypatch.setattr(BlobStore, "delete", slowly)
+    reg.purge("big/v1", "asked to")
+    assert stored(reg) == set()
+    assert [one.action for one in reg.audit(limit=100)].count("blobs.deleting") > 1
+
+
+def test_the_report_says_what_waits(reg: Registry) -> None:
+    """Condemned files wait until their grace ends, those condemned just now too; the report prints as a few lines."""
+    reg._core.artifacts().put_bytes(b"x" * 2000)
+    found = reg.collect_garbage(dry_run=False)
+    assert (found.condemned, found.waiting) == (1, 1)
+    assert "1 stored file that nothing needs, 2.0 kB" in str(found)
+    assert "1 condemned, waiting" in found._repr_html_()
+    found = reg.collect_garbage(dry_run=False)
+    assert (found.condemned, found.waiting) == (0, 1)
+    assert "Nothing was changed" in str(reg.collect_garbage())
 
 
 # --- races ----------------------------------------------------------------------------------------------

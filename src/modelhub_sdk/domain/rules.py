@@ -50,6 +50,10 @@ class VersionState(Protocol):
         """Whether all its files were given up."""
 
     @property
+    def purged_files(self) -> tuple[str, ...]:
+        """The paths of those that were given up while others stand."""
+
+    @property
     def seq(self) -> int:
         """The entry that changed it last."""
 
@@ -308,6 +312,12 @@ def decide(
             raise NotAllowed(f"{uri} is archived.", hint=f"Take it out first: reg.restore({uri!r}, reason).")
         if now.purged:
             raise Purged(f"The files of {uri} were purged: it cannot be approved.")
+        if now.purged_files:
+            raise Purged(
+                f"{', '.join(map(shown, now.purged_files[:5]))} of {uri} were purged: it is not whole, and cannot be"
+                " approved.",
+                hint="Register the files that are left as a new version.",
+            )
     if now.status == status and (
         status == "pending" or (now.decided_by == actor and reason in (None, "", now.reason))
     ):
@@ -334,13 +344,14 @@ def set_alias(
     now: Mapping[int, int] | None,
     reason: str | None,
 ) -> list[Event]:
-    """Point an alias at versions that are neither rejected, archived nor purged."""
+    """Point an alias at versions that are neither rejected nor archived, and of which no file was purged."""
     model_exists(state, model)
     for number in weights:
         version = version_exists(state, model, number)
         uri = f"model://{model}/v{number}"
-        if version.status == "rejected" or version.archived or version.purged:
-            why = "purged" if version.purged else "archived" if version.archived else "rejected"
+        gone = "purged" if version.purged else "purged in part" if version.purged_files else None
+        if version.status == "rejected" or version.archived or gone:
+            why = gone or ("archived" if version.archived else "rejected")
             raise NotAllowed(f"{uri} is {why}: {shown(alias)} cannot point at it.")
     if now is not None and dict(now) == dict(weights):
         return []

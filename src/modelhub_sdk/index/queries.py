@@ -23,6 +23,7 @@ from modelhub_sdk.domain.entities import (
     Model,
     ModelVersion,
     Use,
+    one_line,
 )
 from modelhub_sdk.domain.query import Order, Query
 from modelhub_sdk.domain.values import Frozen, from_json
@@ -68,6 +69,33 @@ class Garbage:
 
 
 @frozen
+class Purge:
+    """When, by whom and why files were given up."""
+
+    at: datetime
+    by: str | None
+    reason: str | None
+
+    def told(self) -> str:
+        """Return it as the end of a sentence about the files."""
+        return one_line(
+            f"by {self.by or '(redacted)'} on {self.at:%Y-%m-%d}: {self.reason or '(no reason kept)'}"
+        )
+
+
+@frozen
+class GivenUp:
+    """What was purged of a version: `whole`, all of it; `files`, some of them before, or alone."""
+
+    whole: Purge | None
+    files: Mapping[str, Purge]
+
+    def why(self, path: str) -> Purge | None:
+        """Return when, by whom and why the file *path* was given up, None if it was not."""
+        return self.files.get(path, self.whole)
+
+
+@frozen
 class VersionState:
     """What the rules need to know of a version."""
 
@@ -76,6 +104,7 @@ class VersionState:
     status: str
     archived: bool
     purged: bool
+    purged_files: tuple[str, ...]
     seq: int
     manifest: str
     decided_by: str | None
@@ -358,6 +387,7 @@ class View:
             status=one["status"],
             archived="archived" in one,
             purged="purged" in one,
+            purged_files=_purged_files(one),
             seq=row[1],
             manifest=row[0],
             decided_by=texts.get(by) if by else None,
@@ -492,8 +522,14 @@ class View:
         return [(row[0], row[1]) for row in rows]
 
     def external(self) -> set[str]:
-        """Return the digests of all bytes that are, or were, named by reference."""
-        return {row[0] for row in self.sql.all("SELECT DISTINCT digest FROM @external")}
+        """Return the digests of all bytes that versions which were not purged name by reference."""
+        rows = self.sql.all(
+            "SELECT DISTINCT x.digest FROM @external x WHERE NOT EXISTS"
+            " (SELECT 1 FROM @fact f WHERE f.model = x.model AND f.number = x.number AND f.until = ?"
+            " AND (f.name = 'purged' OR f.name = 'purged:' || x.path))",
+            FOREVER,
+        )
+        return {row[0] for row in rows}
 
     def registered_at(self, model: str, number: int) -> int:
         """Return the entry that registered a version, which exists."""
@@ -588,22 +624,30 @@ class View:
         marks = ", ".join("?" * len(known))
         return [row[0] for row in self.sql.all(f"SELECT doc FROM @event WHERE kind NOT IN ({marks})", *known)]
 
-    def purge(
-        self, model: str, number: int
-    ) -> tuple[datetime, str | None, str | None, frozenset[str] | None] | None:
-        """Return (when, by, why, paths or None for all) of what was purged of a version; None if nothing was."""
-        facts = [(n, v) for n, v in self.facts(model, number) if n == "purged" or n.startswith("purged:")]
+    def purge(self, model: str, number: int) -> GivenUp | None:
+        """Return what was purged of a version, by whom, when and why; None if nothing was."""
+        facts = [
+            (n, int(v)) for n, v in self.facts(model, number) if n == "purged" or n.startswith("purged:")
+        ]
         if not facts:
             return None
-        whole = any(n == "purged" for n, _ in facts)
-        seq = max(int(value) for _, value in facts)
-        at, actor, _via = self.entries([seq])[seq]
-        reason: str = ""
-        for (doc,) in self.sql.all("SELECT doc FROM @event WHERE seq = ? AND kind = 'version.purged'", seq):
-            reason = json.loads(doc).get("reason") or ""
-        texts = self.texts([actor, reason])
-        paths = None if whole else frozenset(n[7:] for n, _ in facts)
-        return at, texts.get(actor), texts.get(reason), paths
+        entries = self.entries(seq for _, seq in facts)
+        reasons = {
+            seq: json.loads(doc).get("reason") or ""
+            for part, marks in parts(sorted(entries))
+            for seq, doc in self.sql.all(
+                f"SELECT seq, doc FROM @event WHERE kind = 'version.purged' AND seq IN ({marks})", *part
+            )
+        }
+        texts = self.texts([*(actor for _, actor, _ in entries.values()), *reasons.values()])
+        why = {
+            seq: Purge(at, texts.get(actor), texts.get(reasons.get(seq, "")))
+            for seq, (at, actor, _via) in entries.items()
+        }
+        return GivenUp(
+            whole=next((why[seq] for name, seq in facts if name == "purged"), None),
+            files=Frozen({name[7:]: why[seq] for name, seq in facts if name != "purged"}),
+        )
 
     def texts_of(
         self, model: str, number: int, kinds: Sequence[str]
@@ -915,6 +959,13 @@ def _sealed_in(raw: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def _purged_files(facts: Iterable[str]) -> tuple[str, ...]:
+    """Return the paths of the files that were given up of a version that stands."""
+    if "purged" in facts:
+        return ()
+    return tuple(sorted(name[7:] for name in facts if name.startswith("purged:")))
+
+
 def text_value(facts: Iterable[tuple[str, str]], name: str, texts: Mapping[str, str]) -> str | None:
     """Return the text called *name*, None when there is none or it was erased."""
     for n, value in facts:
@@ -990,6 +1041,7 @@ def _version(
         duration=born.duration,
         archived="archived" in one,
         purged="purged" in one,
+        purged_files=_purged_files(one),
         origin=born.origin,
         seq=last,
     )

@@ -196,6 +196,7 @@ class Past:
             "duration": None,
             "archived": version["archived"],
             "purged": version["gone"] is True,
+            "purged_files": () if version["gone"] is True else tuple(sorted(version["gone"])),
             "origin": None,
             "seq": version["seq"],
         }
@@ -548,7 +549,7 @@ class Oracle(Past):
             raise InvalidDocument("a rejection needs a reason")
         if status == "approved" and version["archived"]:
             raise NotAllowed("it is archived")
-        if status == "approved" and version["gone"] is True:
+        if status == "approved" and version["gone"]:
             raise Purged("it was purged")
         by = self.actors[version["decided"]] if version["decided"] else None
         same = by == self.actor and (not reason or reason == _said(version["reason"]))
@@ -574,7 +575,7 @@ class Oracle(Past):
         model = self._model(name)
         for number in weights:
             version = self._version(name, number)
-            if version["status"] == "rejected" or version["archived"] or version["gone"] is True:
+            if version["status"] == "rejected" or version["archived"] or version["gone"]:
                 raise NotAllowed("it may not be pointed at")
         if alias in model["aliases"] and model["aliases"][alias]["weights"] == weights:
             return
@@ -641,6 +642,8 @@ class Oracle(Past):
         """As `Registry.purge`."""
         reason = _reason(reason, required=True)
         name, number, version = self._subject(ref, fixed=True)
+        if files is not None and not files:
+            raise InvalidName("no file is named")
         for path in files or ():
             names.check_path(path)
         if any(path not in version["files"] for path in files or ()):
