@@ -24,6 +24,9 @@ from modelhub_sdk.domain.values import Frozen, normalise_fields, to_json
 from modelhub_sdk.errors import InvalidDocument, InvalidName, InvalidQuery, InvalidURI, NotAllowed, shown
 from modelhub_sdk.formats import codec
 
+ARRIVED = "origin:"
+"""Idempotency keys of versions that arrived from another registry begin with this."""
+
 _SECRET = re.compile(r"(?i)(^|[&;])[^=&;]*(sig|token|secret|passw|credential|key)[^=&;]*=")
 
 
@@ -43,6 +46,21 @@ def switch(given: object, what: str) -> bool:
     if not isinstance(given, bool):
         raise InvalidDocument(f"{what} is True or False, not {shown(given)}.")
     return given
+
+
+def checked_key(given: object) -> str:
+    """Return an idempotency key that a user may choose.
+
+    Raises:
+        InvalidName: it is none, or one of those under which versions arrive from other registries.
+    """
+    key = names.check_text(given, "idempotency_key", 200)
+    if key.startswith(ARRIVED):
+        raise InvalidName(
+            f"The idempotency key {shown(key)} begins with {ARRIVED!r}: such keys belong to versions from elsewhere.",
+            hint="Choose another key.",
+        )
+    return key
 
 
 def reason_of(given: object, *, required: bool = True) -> str | None:

@@ -24,7 +24,7 @@ from typing import IO, Any
 from attrs import asdict, evolve, fields, frozen
 
 from modelhub_sdk import resolver
-from modelhub_sdk.arguments import input_uri
+from modelhub_sdk.arguments import ARRIVED, input_uri
 from modelhub_sdk.blobs import disk
 from modelhub_sdk.blobs import progress as bars
 from modelhub_sdk.blobs.readers import OwnReader
@@ -79,8 +79,8 @@ class Bundle:
 # --- from a registry ----------------------------------------------------------------------------------
 
 
-def pack(core: Core, uri: ModelURI) -> Bundle:
-    """Return what a registry knows of a version.
+def pack(core: Core, uri: ModelURI) -> tuple[Bundle, Callable[[], None]]:
+    """Return what a registry knows of a version, and what records, once it has arrived, that it was taken out.
 
     Raises:
         NotFound: there is no such version.
@@ -99,7 +99,6 @@ def pack(core: Core, uri: ModelURI) -> Bundle:
     reads = RegistryView(core)
     audit = reads.audit(version.uri, limit=HISTORY)
     past = reads.lineage(version.uri)
-    resolver.record_use(core, uri, found)
     past = evolve(
         past,
         run=None if past.run is None else evolve(past.run, traceback=None),  # it may be long
@@ -107,7 +106,8 @@ def pack(core: Core, uri: ModelURI) -> Bundle:
         graph=reads.upstream(version.uri),
         history=(*(evolve(one, facts=Frozen()) for one in audit), *past.history)[:HISTORY],
     )
-    return Bundle(Origin(core.registry_id, version.uri, seq, record.chain), version, past)
+    bundle = Bundle(Origin(core.registry_id, version.uri, seq, record.chain), version, past)
+    return bundle, lambda: resolver.record_use(core, uri, found)
 
 
 def sources(blobs: BlobStore, bundle: Bundle) -> list[Source]:
@@ -125,6 +125,7 @@ class Arrival:
     origin: Origin
     name: str
     number: int
+    digest: str
     files: Sequence[tuple[str, File]]
     facts: Mapping[str, Any]
     texts: Mapping[str, str | None]
@@ -135,20 +136,37 @@ class Arrival:
     @property
     def key(self) -> str:
         """The idempotency key of this arrival: the entry and the version that it was registered as."""
-        return f"origin:{self.origin.chain}:{self.origin.uri}"
+        return f"{ARRIVED}{self.origin.chain}:{self.origin.uri}"
 
     def known(self, core: Core, view: View) -> int | None:
         """Return the number under which it is here already: it arrived before, or never left.
 
         `number` is the one that it has where it comes from.
+
+        Raises:
+            Conflict: what is here under its name is something else: one of the two is not what it says.
         """
         before = view.key("model:" + self.name, self.key)
         if before is not None:
-            return before[1]
-        if self.origin.registry != core.registry_id or self.origin.seq > view.head()[0]:
+            number = before[1]
+            here = view.version(self.name, number)
+            same = here is not None and here.origin == self.origin
+        elif self.origin.registry != core.registry_id or self.origin.seq > view.head()[0]:
             return None
-        own = next(iter(core.place.store.read(self.origin.seq - 1, limit=1)), None)
-        return self.number if own is not None and own.chain == self.origin.chain else None
+        else:
+            own = next(iter(core.place.store.read(self.origin.seq - 1, limit=1)), None)
+            if own is None or own.chain != self.origin.chain:
+                return None
+            number = self.number
+            here = view.version(self.name, number)
+            same = view.registered_at(self.name, number) == self.origin.seq
+        if here is None or not same or here.digest != self.digest:
+            raise Conflict(
+                f"model://{self.name}/v{number} is here as {shown(self.origin.uri)} of entry {self.origin.seq}, and"
+                " is not what arrives now: one of them is not what it says.",
+                hint="Nothing was changed. Compare origin and digest of both with the registry that they are from.",
+            )
+        return number
 
     def complete(self, events: Sequence[Event], seal: Sealer) -> list[Event]:
         """Return the events of the registration with all that came along."""
@@ -215,19 +233,45 @@ def arrival(bundle: Bundle) -> Arrival:
         origin=origin,
         name=name,
         number=version.number,
+        digest=version.digest,
         files=bundle.members(),
         facts={
             "metrics": normalise(version.metrics, "metrics"),
             "params": normalise(version.params, "params"),
             "tags": tuple(names.check_tag(tag) for tag in version.tags),
             "inputs": tuple(input_uri(uri) for uri in version.inputs),
-            "duration": None if version.duration is None else float(version.duration),
+            "duration": _seconds(version.duration),
         },
         texts=texts,
         fields=normalise_fields({k: v for k, v in version.fields.items() if v is not None}),
         beside=beside,
-        history=codec.dumps(codec.unstructure_lineage(bundle.past)).decode(),
+        history=_history(bundle.past),
     )
+
+
+def _seconds(duration: Any) -> float | None:
+    """Return the duration of a run, which may be anything."""
+    if duration is None:
+        return None
+    if isinstance(duration, bool) or not isinstance(duration, (int, float)) or not abs(duration) < 1e12:
+        raise InvalidDocument(f"The bundle says that its run took {shown(duration)} seconds.")
+    return float(duration)
+
+
+def _history(past: LineageRecord) -> str:
+    """Return the past as the text that is kept of it."""
+    try:
+        return codec.dumps(codec.unstructure_lineage(past)).decode()
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:  # NaN, half a character
+        raise InvalidDocument(
+            f"The past in the bundle has something in it that no registry holds ({type(error).__name__})."
+        ) from None
 
 
 def store(core: Core, arriving: Arrival, items: Sequence[Source], progress: bool | None) -> tuple[File, ...]:
@@ -252,10 +296,15 @@ def write(
 ) -> str:
     """Write *bundle* as a zip that appears whole or not at all; return its path."""
     target = os.path.abspath(os.fsdecode(path))
-    if not overwrite and os.path.lexists(target):
-        raise _in_the_way(target)
     if os.path.isdir(target):
         raise Conflict(f"{shown(target, 200)} is a folder.", hint="Name a file, such as churn-v3.zip.")
+    if not overwrite and os.path.lexists(target):
+        raise _in_the_way(target)
+    if not os.path.isdir(os.path.dirname(target)):
+        raise StoreUnavailable(
+            f"Cannot write {shown(target, 200)}: there is no folder {shown(os.path.dirname(target), 200)}.",
+            hint="Make the folder first.",
+        )
     members = bundle.members()
     blobs = core.artifacts()
     temporary = os.path.join(os.path.dirname(target), disk.temporary(os.path.basename(target)[:100]))

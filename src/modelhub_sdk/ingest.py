@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import define, evolve, field, frozen
 
 from modelhub_sdk import garbage
+from modelhub_sdk.arguments import checked_key
 from modelhub_sdk.blobs import disk, sources
 from modelhub_sdk.blobs import progress as bars
 from modelhub_sdk.datasets import commit_version
@@ -112,7 +113,7 @@ def ingest(
     if keep not in ("annotated", "all"):
         raise InvalidDocument(f"keep is 'annotated' or 'all', not {shown(keep)}.")
     run = None if run is None else names.check_text(run, "run", 200)
-    key = None if idempotency_key is None else names.check_text(idempotency_key, "idempotency_key", 200)
+    key = None if idempotency_key is None else checked_key(idempotency_key)
     if run is not None and not re.fullmatch(r"\S(.*\S)?", run):
         raise InvalidDocument("run is empty, or begins or ends with a blank.")
     common = reg._common(

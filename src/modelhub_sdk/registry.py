@@ -16,6 +16,7 @@ from attrs import evolve
 from modelhub_sdk import active, datasets
 from modelhub_sdk.arguments import (
     changes_of,
+    checked_key,
     content_digest,
     input_uri,
     listed,
@@ -51,6 +52,7 @@ from modelhub_sdk.errors import (
     InvalidURI,
     ModelHubError,
     NotFound,
+    Purged,
     nearest,
     shown,
 )
@@ -348,7 +350,7 @@ class Registry(RegistryView):
         )
         good_tags = tuple(names.check_tag(tag) for tag in listed(tags, "tags"))
         if key is not None:
-            key = names.check_text(key, "idempotency_key", 200)
+            key = checked_key(key)
         blobs = self._core.artifacts()
         self._writable()
         found = sources.collect(
@@ -468,6 +470,8 @@ class Registry(RegistryView):
         if entry is not None and not version.document and arriving is None:
             (born,) = (event for event in entry.events if isinstance(event, ev.VersionRegistered))
             return fresh(entry, born)
+        if arriving is not None:
+            return self._here(version.model, number)
         return self._written(version.model, number)
 
     def edit_version(
@@ -1398,14 +1402,17 @@ class Registry(RegistryView):
     ) -> ModelVersion:
         from modelhub_sdk import bundles
 
-        bundle = bundles.pack(self._core, uri)
+        bundle, use = bundles.pack(self._core, uri)
         items = bundles.sources(self._core.artifacts(), bundle)
         if isinstance(other, Registry):
-            return other._arrived(bundles.arrival(bundle), items, progress)
-        with Registry.open(
-            other, artifacts=artifacts, storage_options=storage_options, user=self.user
-        ) as there:
-            return there._arrived(bundles.arrival(bundle), items, progress)
+            arrived = other._arrived(bundles.arrival(bundle), items, progress)
+        else:
+            with Registry.open(
+                other, artifacts=artifacts, storage_options=storage_options, user=self.user
+            ) as there:
+                arrived = there._arrived(bundles.arrival(bundle), items, progress)
+        use()
+        return arrived
 
     def _arrived(self, arriving: Arrival, items: Sequence[Source], progress: bool | None) -> ModelVersion:
         """Register a version that comes from elsewhere, unless it is here; its bytes are *items*."""
@@ -1415,16 +1422,35 @@ class Registry(RegistryView):
         with self._core.view() as view:
             number = arriving.known(self._core, view)
             if number is None:
+                self._core.check_frozen(view)
                 if not view.has_model(arriving.name):
                     rules.allowed(view, arriving.name)
                 rules.has_required_fields(view, arriving.fields)
         if number is not None:
-            return self._written(arriving.name, number)
+            return self._here(arriving.name, number)
         files = bundles.store(self._core, arriving, items, progress)
         version = self._event(
             arriving.name, files, key=arriving.key, origin=arriving.origin, **arriving.facts
         )
         return self._register(version, arriving.texts, arriving.fields, arriving=arriving)
+
+    def _here(self, model: str, number: int) -> ModelVersion:
+        """Return a version that arrived before.
+
+        Raises:
+            Purged: files of it were given up here: it does not come back by the same way.
+        """
+        with self._core.view() as view:
+            purge = view.purge(model, number)
+        if purge is not None:
+            one = purge.whole or next(iter(purge.files.values()))
+            what = "The files" if purge.whole else ", ".join(shown(path) for path in list(purge.files)[:5])
+            raise Purged(
+                f"model://{model}/v{number} is what that version became here. {what} of it were purged"
+                f" {one.told()}",
+                hint="If they are wanted here again: register them as a new version.",
+            )
+        return self._written(model, number)
 
     def export_bundle(
         self,
@@ -1447,28 +1473,29 @@ class Registry(RegistryView):
 
         Raises:
             NotFound, Purged: there is no such version, or some of its files were given up.
-            Conflict: *path* exists.
+            Conflict: *path* exists, or is a folder.
             DigestMismatch: a stored file is damaged.
             StoreUnavailable: a file cannot be read, or *path* not be written.
         """
         from modelhub_sdk import bundles
 
-        return bundles.write(
-            self._core,
-            bundles.pack(self._core, version_uri(ref)),
-            path,
-            overwrite=overwrite,
-            progress=progress,
-        )
+        bundle, use = bundles.pack(self._core, version_uri(ref))
+        written = bundles.write(self._core, bundle, path, overwrite=overwrite, progress=progress)
+        use()
+        return written
 
     def import_bundle(self, path: str | os.PathLike[str], *, progress: bool | None = None) -> ModelVersion:
         """Register the version in a bundle that `export_bundle` wrote, and return it as `copy_to` with *ref* does.
 
         Every byte is checked against the bundle's own record before anything is registered. Importing the
-        same version again changes nothing and returns the one that is here.
+        same version again changes nothing and returns the one that is here; then only the record in the bundle
+        is read, and its files are not.
 
         Raises:
             NotFound: there is no such file.
+            Conflict: what is here already as that version is another one: somebody forged one of them.
+            Purged: it is here already, and files of it were given up.
+            NotAllowed: this registry is read-only or frozen.
             InvalidDocument, InvalidName, DigestMismatch: it is no sound bundle, or the settings of this registry
                 do not allow that version. Nothing was registered.
         """

@@ -200,8 +200,11 @@ def test_what_cannot_be_exported(lab: Registry, tmp_path: Path) -> None:
             lab.export_bundle(original, name)
     with pytest.raises(Conflict, match="folder"):
         lab.export_bundle(original, "folder.zip", overwrite=True)
-    with pytest.raises(StoreUnavailable, match="gone"):
+    with pytest.raises(Conflict, match="is a folder"):
+        lab.export_bundle(original, "folder.zip")
+    with pytest.raises(StoreUnavailable, match="gone.*Make the folder first"):
         lab.export_bundle(original, "gone/b.zip")
+    assert not lab.uses(original)  # nothing was taken out
     assert Path("b.zip").read_bytes() == b"mine"
     lab.export_bundle(original, "b.zip", overwrite=True)
     assert zipfile.is_zipfile("b.zip")
@@ -218,6 +221,75 @@ def test_what_cannot_be_exported(lab: Registry, tmp_path: Path) -> None:
     with pytest.raises(Purged, match="space"):
         lab.copy_to("sqlite:///none.db", ref=original)
     assert not [name for name in os.listdir() if "modelhub" in name or name == "none.db"]
+
+
+def test_taking_out_is_a_use(lab: Registry, prod: Registry) -> None:
+    """A version that was taken out is used; when that failed it is not, and nothing keeps it from being purged."""
+    lab.register("churn", {"m.bin": b"weights"})
+    prod.freeze("moved")
+    with pytest.raises(NotAllowed, match="moved"):
+        lab.copy_to(prod, ref="churn/v1")
+    assert not lab.uses("churn/v1")
+    prod.unfreeze("back")
+    lab.copy_to(prod, ref="churn/v1")
+    lab.export_bundle("churn/v1", "b.zip")
+    assert len(lab.uses("churn/v1")) == 2
+    with pytest.raises(NotAllowed, match="used 2 times"):
+        lab.purge("churn/v1", "space")
+
+
+def test_a_frozen_registry_takes_no_bytes(lab: Registry, prod: Registry) -> None:
+    """What a frozen registry will refuse is refused before anything is stored."""
+    lab.register("churn", {"m.bin": b"weights"})
+    lab.export_bundle("churn/v1", "b.zip")
+    prod.freeze("moved")
+    for change in (
+        lambda: prod.import_bundle("b.zip"),
+        lambda: lab.copy_to(prod, ref="churn/v1"),
+        lambda: prod.register("churn", {"m.bin": b"other"}),
+    ):
+        with pytest.raises(NotAllowed, match="moved"):
+            change()
+    assert prod.stats().blobs == 0
+
+
+def test_a_bundle_takes_no_others_place(lab: Registry, prod: Registry) -> None:
+    """What claims the origin of another version is never taken for it, and no user's key can stand for an origin."""
+    lab.register("churn", {"m.bin": b"good"})
+    good = members(lab.export_bundle("churn/v1", "good.zip"))
+    origin = json.loads(good[RECORD])["origin"]
+    with hub.open("sqlite:///evil.db") as evil:
+        evil.register("churn", {"m.bin": b"evil"})
+        bad = members(evil.export_bundle("churn/v1", "evil.zip"))
+    raw = json.loads(bad[RECORD]) | {"origin": origin}
+    written({**bad, RECORD: json.dumps(raw).encode()})
+    assert prod.import_bundle("bad.zip").number == 1
+    with pytest.raises(Conflict, match="not what it says"):
+        prod.import_bundle("good.zip")
+    with pytest.raises(Conflict, match="not what it says"):
+        lab.import_bundle("bad.zip")
+    for call in (
+        lambda key: prod.register("churn", {"m.bin": b"x"}, idempotency_key=key),
+        lambda key: prod.ingest(os.fspath(Path.cwd()), idempotency_key=key),
+    ):
+        with pytest.raises(InvalidName, match="origin:"):
+            call(f"origin:{origin['chain']}:{origin['uri']}")
+
+
+def test_what_was_purged_does_not_come_back(lab: Registry, prod: Registry) -> None:
+    """A version that arrived and was purged since is not told as if it were here; nor one that was purged at home."""
+    lab.register("churn", {"m.bin": b"weights", "n": b"n"})
+    lab.export_bundle("churn/v1", "b.zip")
+    arrived = prod.import_bundle("b.zip")
+    prod.purge(arrived, "customer's request", files=["n"])
+    with pytest.raises(Purged, match=r"'n' of it.*customer's request"):
+        prod.import_bundle("b.zip")
+    prod.purge(arrived, "all of it")
+    with pytest.raises(Purged, match="The files of it.*all of it"):
+        lab.copy_to(prod, ref="churn/v1")
+    lab.purge("churn/v1", "at home", force=True)
+    with pytest.raises(Purged, match="at home"):
+        lab.import_bundle("b.zip")
 
 
 def blob(reg: Registry, digest: str) -> Path:
@@ -452,6 +524,10 @@ HOSTILE: dict[str, Callable[[dict[str, bytes]], Any]] = {
     "input is none": edited(lambda raw: raw["version"].update(inputs=["javascript:alert(1)"])),
     "past is none": edited(lambda raw: raw.update(past=7)),
     "attachment climbs": edited(lambda raw: raw["version"]["attachments"][0].update(name="../roc.txt")),
+    "half a character": edited(lambda raw: raw["past"]["history"][0].update(actor="\ud800")),
+    "a past without a number": edited(lambda raw: raw["past"]["run"].update(duration=float("nan"))),
+    "no duration": edited(lambda raw: raw["version"].update(duration=float("nan"))),
+    "an endless duration": edited(lambda raw: raw["version"].update(duration=float("inf"))),
     "file is ..": renamed("../evil"),
     "file is absolute": renamed("/etc/passwd"),
     "file is reserved": renamed("CON"),
