@@ -17,6 +17,7 @@ from attrs import frozen
 
 from modelhub_sdk.arguments import beside, kept_outputs
 from modelhub_sdk.blobs import progress as bars
+from modelhub_sdk.blobs.parallel import each
 from modelhub_sdk.core import Core, batches, since_boot
 from modelhub_sdk.domain import events as ev
 from modelhub_sdk.domain.entities import File, GarbageReport, Stats
@@ -246,9 +247,12 @@ def check_manifests(core: Core, but: str) -> None:
         NotFound: a manifest is missing; nothing may be deleted before that is mended.
     """
     with core.view() as view:
-        for one in _documents(view):
-            if one.uri != but:
-                one.files(core)
+        documents = [one for one in _documents(view) if one.uri != but]
+    blobs = core.artifacts()
+    there = each(lambda one, _: blobs.has(one.digest), documents)
+    for one, has in zip(documents, there, strict=True):
+        if not has:
+            one.files(core)  # says whose it is, unless this handle remembers it
 
 
 def stats(core: Core) -> Stats:

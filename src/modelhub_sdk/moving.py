@@ -207,7 +207,7 @@ def _copied(
             lost |= named - set(have)
             for record, entry in part:
                 erased |= _erase(core, place, entry, there, redacted)
-                _delete(blobs, entry, got)
+                _delete(place, blobs, entry, got)
                 _append(place, _without(record, redacted))
                 counts["entries"] += 1
     if erased:
@@ -273,11 +273,12 @@ def _send(
     target.settled(digests)
 
 
-def _delete(blobs: BlobStore, entry: ev.Entry, got: dict[str, int]) -> None:
+def _delete(place: Place, blobs: BlobStore, entry: ev.Entry, got: dict[str, int]) -> None:
     """Delete there what *entry*, which is appended next, says was deleted here.
 
     Nothing in the journal needs it: between an entry that says that bytes are being deleted and the one that says
-    that they are gone, none can rely on them. Whatever does so later has them sent again.
+    that they are gone, none can rely on them. Whatever does so later has them sent again. When the entry is there
+    already, another copier was quicker, and may have sent them again.
     """
     gone = [
         digest
@@ -286,7 +287,8 @@ def _delete(blobs: BlobStore, entry: ev.Entry, got: dict[str, int]) -> None:
         for digest in event.digests
         if digest in got
     ]
-    each(lambda digest, _: blobs.delete(digest), gone)
+    if gone and next(iter(place.store.read(entry.seq - 1, limit=1)), None) is None:
+        each(lambda digest, _: blobs.delete(digest), gone)
     for digest in gone:
         got.pop(digest, None)
 

@@ -363,10 +363,10 @@ class Registry(RegistryView):
         if not found and not named:
             raise InvalidDocument("There is no file to register.", hint="A version needs at least one file.")
         with self._core.view() as view:  # what would fail later had better fail before bytes travel
-            self._core.check_frozen(view)
             if not view.has_model(name):
                 rules.allowed(view, name)
             if key is None or view.key("model:" + name, key) is None:
+                self._core.check_frozen(view)
                 rules.has_required_fields(view, fields)
         common |= {"tags": good_tags, "key": key, "run_id": run_id, "duration": duration}
         if named:
@@ -1553,7 +1553,6 @@ class Registry(RegistryView):
         uri = version_uri(ref)
         with self._core.view() as view:
             rules.version_exists(view, uri.name, pin(view, uri))
-            self._core.check_frozen(view)
 
     def _on_version(self, ref: Ref, decide: Any, fixed: str | None = None) -> ModelVersion:
         """Commit a decision about one version, and return it."""
