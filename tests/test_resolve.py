@@ -309,6 +309,20 @@ def test_what_is_no_bool_decides_nothing(churn: Registry, tmp_path: Path, given:
     assert not (tmp_path / "in").exists()
 
 
+def test_what_is_no_bool_deletes_nothing(churn: Registry, tmp_path: Path):
+    """None, text and numbers are refused where True would delete, overwrite or keep bytes elsewhere."""
+    for call in (
+        lambda: churn.collect_garbage(dry_run=None),
+        lambda: churn.purge("churn/v2", "x", force="no"),
+        lambda: churn.export_bundle("churn/v1", tmp_path / "b.zip", overwrite="no"),
+        lambda: churn.register("churn", {"f": b"1"}, copy="no"),
+    ):
+        with pytest.raises(hub.InvalidDocument, match="is True or False, not"):
+            call()
+    assert churn.model("churn").last_number == 3
+    assert not (tmp_path / "b.zip").exists()
+
+
 @pytest.mark.parametrize("wrong", [{"link": "symlink"}, {"verify": "never"}])
 def test_options_are_checked_also_where_they_do_nothing(churn: Registry, wrong: dict[str, Any]):
     """Without into= nothing is linked, and a wrong word is a mistake all the same."""

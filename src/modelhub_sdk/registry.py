@@ -24,6 +24,7 @@ from modelhub_sdk.arguments import (
     rendered,
     seal_picker,
     settings_of,
+    switch,
     weights_of,
 )
 from modelhub_sdk.core import Core, log, opened
@@ -345,6 +346,7 @@ class Registry(RegistryView):
         from modelhub_sdk.blobs import progress as bars
         from modelhub_sdk.blobs import sources
 
+        switch(copy, "copy")
         common = self._common(
             metrics=normalise(metrics, "metrics"), params=normalise(params, "params"), inputs=inputs
         )
@@ -789,6 +791,7 @@ class Registry(RegistryView):
             InvalidName: *files* names none.
         """
         said = reason_of(reason)
+        switch(force, "force")
         uri = fixed_uri(ref, "purge")
         with self._core.view() as view:
             version = found_version(view, uri.name, pin(view, uri))
@@ -867,7 +870,7 @@ class Registry(RegistryView):
         """
         from modelhub_sdk import garbage
 
-        if not dry_run:
+        if not switch(dry_run, "dry_run"):
             self._writable()
         return garbage.collect(self._core, dry_run=dry_run, grace=grace, progress=progress)
 
@@ -1479,6 +1482,7 @@ class Registry(RegistryView):
         """
         from modelhub_sdk import bundles
 
+        switch(overwrite, "overwrite")
         bundle, use = bundles.pack(self._core, version_uri(ref))
         written = bundles.write(self._core, bundle, path, overwrite=overwrite, progress=progress)
         use()

@@ -104,7 +104,8 @@ def test_a_golden_journal_means_what_it_meant() -> None:
     ]
     assert view.elsewhere(third.files[0].digest) == [("s3://lake/model.bin", "v-1")]
     purged = view.purge("churn", 2)
-    assert purged is not None and purged[2:] == ("space", frozenset({"model.bin"}))
+    assert purged is not None and purged.whole is None
+    assert {path: one.reason for path, one in purged.files.items()} == {"model.bin": "space"}
     assert [(use.asked, use.actor) for use in view.uses("churn", 1)] == [("model://churn/champion", "kim")]
     found, total = view.versions(parse("metrics.auc >= 0.3"), None, 10, 0, model=None, hide_archived=True)
     assert ([version.uri for version in found], total) == (

@@ -484,21 +484,29 @@ def index_path(cache_dir: str | os.PathLike[str] | None, registry_id: str, url: 
     The name covers the registry's id, its canonical URL, the user, and the schema.
     """
     import hashlib
-    import tempfile
 
-    from modelhub_sdk.blobs.cache import locate
+    from modelhub_sdk.blobs import disk, whereabouts
     from modelhub_sdk.stores import mounts
 
     uid = os.getuid() if hasattr(os, "getuid") else 0
     key = hashlib.sha256(f"{registry_id}\n{url}\n{uid}".encode()).hexdigest()[:32]
     name = f"{key}-{schema.SCHEMA}.sqlite"
-    for base in (Path(locate(cache_dir)), Path(tempfile.gettempdir()) / f"modelhub-{uid}"):
-        if mounts.network_type(base) is None:
-            folder = base / "index"
-            try:
-                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            except OSError:
-                continue
-            if _private(folder):
-                return folder / name
+    mode = (
+        0o755 if whereabouts.is_named(cache_dir) else 0o700
+    )  # of the cache's own folder, if it is made here
+
+    def own() -> str:
+        return whereabouts.owned(whereabouts.temporary())
+
+    def named() -> str:
+        return whereabouts.locate(cache_dir)
+
+    for place in (named, own):
+        with suppress(OSError):
+            base = Path(place())
+            if mounts.network_type(base) is None:
+                disk.make_dirs(str(base), mode)
+                disk.make_dirs(str(base / "index"), 0o700)
+                if _private(base / "index"):
+                    return base / "index" / name
     return None
