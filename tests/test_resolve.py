@@ -416,6 +416,32 @@ def test_route_keys(churn: Registry):
     assert churn.resolve("churn/ab").version.number == 1
 
 
+def test_purged_is_purged_offline_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Who was told once that files are gone is told so without the registry, also where equal bytes are cached."""
+    url = f"sqlite:///{tmp_path}/r.db"
+    with hub.open(url) as reg:
+        reg.register("churn", {"a": b"1", "b": b"2"})
+        reg.register("churn", {"a": b"1", "b": b"2"})
+        reg.register("churn", {"a": b"1", "b": b"2", "c": b"3"})
+        for number in (1, 2, 3):
+            reg.resolve(f"churn/v{number}")
+        reg.purge("churn/v1", "customer 17", force=True)
+        reg.purge("churn/v3", "customer 17", files=["a"], force=True)
+        for gone in ("v1", "v3"):
+            with pytest.raises(hub.Purged, match="customer 17"):
+                reg.resolve(f"churn/{gone}")
+    monkeypatch.setenv("MODELHUB_OFFLINE", "1")
+    with hub.open(url) as reg:
+        assert reg.resolve("churn/v2").files == ("a", "b")
+        for gone in ("v1", "v3"):
+            with pytest.raises(
+                hub.Purged, match=r"were purged before .*, when the registry was asked last"
+            ) as caught:
+                reg.resolve(f"churn/{gone}")
+            assert "customer" not in str(caught.value)  # what people typed is in no cache
+        assert reg.resolve("churn/v3", files="b").files == ("b",)
+
+
 @EVERY
 def test_purged_says_who_when_and_why(churn: Registry, tmp_path: Path):
     """A purged version resolves to an error with the person, the day and the reason; no folder appears."""

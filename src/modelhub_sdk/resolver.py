@@ -126,7 +126,12 @@ def resolve(
         _check_status(uri, pinned.version, pinned.require or require)
     inner_path = None if isinstance(uri, DatumURI) else uri.path
     wanted = _selected(pinned, inner_path, files)
-    check_purged(pinned, wanted)
+    try:
+        check_purged(pinned, wanted)
+    except Purged:  # who has the bytes still is to be told so without the registry too
+        if not pinned.offline and at == NOW:
+            _remember(core, uri, pinned)
+        raise
     path = _placed(
         core, pinned, wanted, target, how=how, verify=verify, progress=progress, overwrite=overwrite
     )
@@ -546,11 +551,17 @@ def _remember(core: Core, uri: _URI, pinned: Pinned) -> None:
     elif isinstance(version, DatasetVersion):
         version = evolve(version, fields=Frozen())
     files = [_pin_file(core, uri, selector) for selector in selectors]
-    state, now = (version, pinned.require), time.monotonic()
+    gone = sorted(pinned.gone)
+    state, now = (version, pinned.require, gone, bool(pinned.gone_otherwise)), time.monotonic()
     written = [core.remembered.get(file) for file in files]
     if all(one is not None and one[0] == state and now - one[1] < _REMEMBERED_FOR for one in written):
         return
-    body = {"as_of": codec.print_time(pinned.as_of), "require": pinned.require, "url": core.url}
+    body: dict[str, Any] = {
+        "as_of": codec.print_time(pinned.as_of),
+        "require": pinned.require,
+        "url": core.url,
+    }
+    body |= {"gone": gone, "all_gone": bool(pinned.gone_otherwise)}
     text = codec.dumps({**body, "version": codec.unstructure_version(version)})
     for file in files:
         with suppress(OSError, ModelHubError):
@@ -571,6 +582,9 @@ def _remembered(core: Core, uri: _URI, stale_ok: timedelta | None, error: ModelH
         as_of = codec.parse_time(raw["as_of"])
         if raw["url"] != core.url or (isinstance(uri, ModelURI) and version.model != uri.name):
             raise ValueError(raw["url"])
+        why = f"before {as_of:%Y-%m-%d}, when the registry was asked last: it says by whom, and why"
+        gone = Frozen({str(path): why for path in raw.get("gone", ())})
+        otherwise = why if raw.get("all_gone") else ""
     except (OSError, ValueError, KeyError, TypeError, ModelHubError):
         raise Offline(
             f"{shown(str(uri))} was never resolved here, and {error.message}",
@@ -585,7 +599,7 @@ def _remembered(core: Core, uri: _URI, stale_ok: timedelta | None, error: ModelH
         )
     log.warning("%s: answered from the cache, as of %s", uri, as_of.isoformat(timespec="seconds"))
     files = _one_file(version) if isinstance(version, Datum) else version.files
-    return Pinned(version, files, as_of, raw.get("require"), offline=True)
+    return Pinned(version, files, as_of, raw.get("require"), gone, otherwise, offline=True)
 
 
 def _ago(age: timedelta) -> str:
