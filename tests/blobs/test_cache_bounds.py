@@ -524,7 +524,7 @@ def _left(cache: Cache, file: File, seconds: float, *, pid: int | None = None) -
     return rest
 
 
-@pytest.mark.parametrize("pid", [None, os.getpid()])
+@pytest.mark.parametrize("pid", [None, os.getpid()], ids=["another", "ours"])
 def test_a_transfer_of_another_name_space_is_gone_on_with(
     cache: Cache, halting: Halting, pid: int | None
 ) -> None:
