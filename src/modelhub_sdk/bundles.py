@@ -90,7 +90,7 @@ def pack(core: Core, uri: ModelURI) -> tuple[Bundle, Callable[[], None]]:
     resolver.check_purged(found, found.files)
     if not isinstance(found.version, ModelVersion):
         raise TypeError(type(found.version).__name__)
-    version = evolve(found.version, files=found.files, aliases=())
+    version = evolve(found.version, files=found.files, aliases=(), external=Frozen())
     with core.view() as view:
         seq = view.registered_at(version.model, version.number)
     record = next(iter(core.place.store.read(seq - 1, limit=1)), None)

@@ -27,6 +27,7 @@ from modelhub_sdk.errors import (
     Purged,
     StoreUnavailable,
 )
+from modelhub_sdk.views import html, text
 from tests.support.homes import ALL, Home, check_sound
 from tests.support.web import Quiet, serving
 
@@ -172,6 +173,11 @@ def test_by_reference_on_every_backend(
         made = reg.register("m", url + "/", copy=False, metrics={"auc": 0.5})
         assert [file.path for file in made.files] == ["big.bin", "sub/c.json"]
         assert made.size == len(big) + 2
+        assert made.external == {"big.bin": f"{url}/big.bin", "sub/c.json": f"{url}/sub/c.json"}
+        assert reg.version("m/v1") == made
+        assert f"{url}/sub/c.json" in text.render(made)
+        assert f"{url}/sub/c.json" in html.render(made)
+        assert "by reference" in reg.audit("m/v1")[0].detail
         with hub.open("memory://") as compared:
             copied = compared.register("m", {"big.bin": big, "sub/c.json": b"{}"})
             assert copied.digest == made.digest
@@ -191,6 +197,7 @@ def test_by_reference_on_every_backend(
         with hub.open(tmp_path / "other", cache_dir=tmp_path / "c3") as other:
             assert has_blob(other, big)  # a version that goes elsewhere takes its bytes along
             assert other.version("m/v1") == arrived
+            assert not arrived.external
         reg.purge("m/v1", "space", force=True)
         with pytest.raises(Purged, match="space"):
             reg.resolve("m/v1")

@@ -115,7 +115,8 @@ def _(event: ev.VersionRegistered, subject: str, texts: Mapping[str, str]) -> st
     whence = f" by run {event.run_id}" if event.run_id else ""
     if event.origin:
         whence = f", {event.origin.uri} of registry {event.origin.registry}"
-    return f"registered {subject} ({count}, {event.size:,} bytes){whence}"
+    kept = ", by reference" if event.external else ""
+    return f"registered {subject} ({count}, {event.size:,} bytes{kept}){whence}"
 
 
 @_said.register

@@ -136,8 +136,9 @@ class ModelVersion(Shown):
 
     `size` is in bytes, `duration` (of the run that made it) in seconds, times are aware UTC.
     `digest` is that of the manifest. `purged` says that its files were given up; `purged_files` are the paths of
-    those that were given up while the others stand. A text that was redacted is None. `origin` is where it came from when it
-    was copied or imported from another registry; `inputs` are then what they were called there.
+    those that were given up while the others stand. `external` tells the URL, by path, of each file that is kept by
+    reference. A text that was redacted is None. `origin` is where it came from when it was copied or imported from
+    another registry; `inputs` are then what they were called there.
     """
 
     uri: str
@@ -170,6 +171,7 @@ class ModelVersion(Shown):
     origin: Origin | None = None
     seq: int = 0
     purged_files: tuple[str, ...] = ()
+    external: Mapping[str, str] = Frozen()
 
     def __str__(self) -> str:
         return self.uri

@@ -1042,6 +1042,7 @@ def _version(
         archived="archived" in one,
         purged="purged" in one,
         purged_files=_purged_files(one),
+        external=Frozen({one.path: one.url for one in born.external}),
         origin=born.origin,
         seq=last,
     )

@@ -415,6 +415,10 @@ def _version(version: ModelVersion) -> Iterable[Html]:
             ("from", _elsewhere(version.origin) if version.origin else ""),
             ("duration", text.duration(version.duration) if version.duration is not None else ""),
             ("size", text.size(version.size)),
+            (
+                "by reference",
+                join((tag("code", url) for url in list(version.external.values())[:_MANY]), "<br>"),
+            ),
             ("removed", join((tag("code", path) for path in version.purged_files), "<br>")),
             ("digest", tag("code", version.digest)),
         ]

@@ -303,6 +303,7 @@ def _version(version: ModelVersion) -> str:
             ("reason", cell(version.reason, limit=200) if version.reason else ""),
             ("note", cell(version.note, limit=200) if version.note else ""),
             ("files", f"{count(len(version.files), 'file')}, {size(version.size)}"),
+            ("by reference", _external(version)),
             ("removed", ", ".join(clean(path) for path in version.purged_files[:_LISTED])),
             ("run", clean(version.run_id or "")),
             ("origin", _origin(version.origin) if version.origin else ""),
@@ -315,6 +316,12 @@ def _version(version: ModelVersion) -> str:
         if content := getattr(version, name):
             parts += [name, _mapping(content)]
     return "\n".join(parts)
+
+
+def _external(version: ModelVersion) -> str:
+    urls = [clean(url) for url in version.external.values()]
+    more = f" and {len(urls) - _LISTED} more" if len(urls) > _LISTED else ""
+    return ", ".join(urls[:_LISTED]) + more
 
 
 def _model(model: Model) -> str:
