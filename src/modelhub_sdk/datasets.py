@@ -84,6 +84,7 @@ def create_version(
     )
     with reg._core.view() as view:
         if key is None or view.key(data.subject(uri.name), key) is None:
+            reg._core.check_frozen(view)
             free(view, uri.name, str(uri.version))
         if base is not None:
             pin_dataset(view, base)

@@ -129,6 +129,8 @@ def ingest(
     ingest_key = f"run:{run}{again}" if run is not None else "key:" + key if key is not None else ""
     if ingest_key and (before := _before(reg, ingest_key)) is not None:
         return _repeated(reg, before, alerts)  # whatever lies there now: nothing is stored again
+    with reg._core.view() as view:
+        reg._core.check_frozen(view)
     stored = _stored(reg, found, wanted, keep, progress, alerts)
     ingest_key = ingest_key or "content:" + _content(found, stored, common)
     if (before := _before(reg, ingest_key)) is not None:

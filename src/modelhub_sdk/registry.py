@@ -1553,9 +1553,10 @@ class Registry(RegistryView):
         return entry
 
     def _there(self, ref: Ref) -> None:
-        """Raise NotFound unless there is such a version: before bytes are stored for it."""
+        """Raise NotFound unless there is such a version, NotAllowed if nothing may change: before bytes are stored."""
         uri = version_uri(ref)
         with self._core.view() as view:
+            self._core.check_frozen(view)
             rules.version_exists(view, uri.name, pin(view, uri))
 
     def _on_version(self, ref: Ref, decide: Any, fixed: str | None = None) -> ModelVersion:

@@ -214,16 +214,23 @@ def test_uses_that_wait_are_copied(tmp_path: Path) -> None:
             assert len(copy.uses("churn/v1")) == 1
 
 
-def test_freezing(reg: Registry) -> None:
+def test_freezing(reg: Registry, tmp_path: Path) -> None:
     """A frozen registry refuses every change with who, when and why; reads go on; it can be undone."""
     reg.register("churn", {"m.bin": b"x"})
     reg.freeze("moved to the new bucket")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "o.bin").write_bytes(b"output")
+    before = dict(reg._core.artifacts().digests())
     for change in (
+        lambda: reg.register("churn", {"m.bin": b"y"}), lambda: reg.attach("churn/v1", "a.txt", b"z"),
+        lambda: reg.add_evaluation("churn/v1", {"auc": 1}, files={"e.txt": b"e"}), lambda: reg.ingest(tmp_path / "out", keep="all"),
+        lambda: reg.create_dataset_version("clicks/v1", {"a.csv": b"1"}),
         lambda: reg.approve("churn/v1"), lambda: reg.create_model("new"), lambda: reg.start_run("x", outputs=None),
         lambda: reg.freeze("again"), lambda: reg.edit_model("churn", title="New"), lambda: reg.configure(require="approved"),
     ):  # fmt: skip
         with pytest.raises(NotAllowed, match="frozen by .* moved to the new bucket"):
             change()
+    assert dict(reg._core.artifacts().digests()) == before  # nothing is stored in vain
     assert reg.resolve("churn/v1").version.number == 1
     assert reg.audit(limit=1)[0].action == "registry.frozen"
     reg.unfreeze("a mistake")

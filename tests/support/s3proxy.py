@@ -128,6 +128,8 @@ class S3Proxy:
         self.requests: list[tuple[Request, int]] = []
         self._faults: list[ProxyFault] = []
         self._lock = threading.Lock()
+        self._under_way = 0
+        self._answered = threading.Condition()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -191,7 +193,9 @@ class S3Proxy:
             assert nth < limit, f"still met at request {nth}: {seen[0].hit[-1]}"
 
     def seen(self, when: When = anything) -> list[Request]:
-        """Return the requests so far that match."""
+        """Return the requests so far that match, those included whose clients have their answer just now."""
+        with self._answered:
+            self._answered.wait_for(lambda: not self._under_way, timeout=0.5)
         return [request for request, _ in self.requests if when(request)]
 
     def due(self, request: Request) -> ProxyFault | None:
@@ -212,6 +216,16 @@ class _Handler(BaseHTTPRequestHandler):
     proxy: S3Proxy
 
     def do(self) -> None:
+        with self.proxy._answered:
+            self.proxy._under_way += 1
+        try:
+            self._do()
+        finally:
+            with self.proxy._answered:
+                self.proxy._under_way -= 1
+                self.proxy._answered.notify_all()
+
+    def _do(self) -> None:
         body = self._body()
         parts = urllib.parse.urlsplit(self.path)
         request = Request(

@@ -94,6 +94,8 @@ class Run:
         prepare: Callable[[Run], None] | None = None,
     ) -> None:
         registry._writable()
+        with registry._core.view() as view:
+            registry._core.check_frozen(view)
         self.placed: tuple[laying.PlacedInput, ...] = ()
         self._registry = registry
         self._capture = _captured(capture)
