@@ -97,6 +97,13 @@ class CacheInfo:
     unfinished: int = 0
     max_size: int | None = None
 
+    def __str__(self) -> str:
+        of = "" if self.max_size is None else f" of {self.max_size / 1e9:,.3f} GB"
+        return (
+            f"{self.path}: {self.size / 1e9:,.3f} GB{of} in {self.blobs:,} files, {self.folders:,} folders;"
+            f" unfinished {self.unfinished / 1e9:,.3f} GB"
+        )
+
 
 @frozen
 class _Folder:
