@@ -769,7 +769,7 @@ def test_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         folder = Path(reg.resolve("churn/v1").path)
         found = hub.cache.info()
         assert (found.path, found.blobs, found.folders, found.size) == (str(tmp_path / "mine"), 1, 1, 8192)
-        assert str(found).endswith("mine: 0.000 GB in 1 files, 1 folders; unfinished 0.000 GB")
+        assert str(found).endswith("mine: 8.2 kB, 1 file, 1 folder")
         assert hub.cache.verify() == ()
         assert hub.cache.prune() == hub.cache.prune("8192") == 0
         assert folder.exists()

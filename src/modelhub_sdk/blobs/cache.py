@@ -98,11 +98,11 @@ class CacheInfo:
     max_size: int | None = None
 
     def __str__(self) -> str:
-        of = "" if self.max_size is None else f" of {self.max_size / 1e9:,.3f} GB"
-        return (
-            f"{self.path}: {self.size / 1e9:,.3f} GB{of} in {self.blobs:,} files, {self.folders:,} folders;"
-            f" unfinished {self.unfinished / 1e9:,.3f} GB"
-        )
+        from modelhub_sdk.views.text import count, size
+
+        of = "" if self.max_size is None else f" of {size(self.max_size)}"
+        rest = f"; {size(self.unfinished)} unfinished" if self.unfinished else ""
+        return f"{self.path}: {size(self.size)}{of}, {count(self.blobs, 'file')}, {count(self.folders, 'folder')}{rest}"
 
 
 @frozen
