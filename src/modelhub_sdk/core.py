@@ -23,6 +23,7 @@ from attrs import define, field
 from modelhub_sdk import surroundings
 from modelhub_sdk.arguments import kept_outputs
 from modelhub_sdk.blobs.cache import Cache
+from modelhub_sdk.blobs.driver import without_secrets
 from modelhub_sdk.blobs.parallel import each
 from modelhub_sdk.blobs.store import BlobStore
 from modelhub_sdk.domain import events as ev
@@ -143,7 +144,7 @@ class Core:
         with self.view(probe=False) as view:
             found = view.elsewhere(digest)
             prefixes = tuple(view.settings().get("external") or ()) if found else ()
-        good = [(url, version) for url, version in found if external.is_allowed(url, prefixes)]
+        good = [(url, version) for url, version in found if _may_be_read(url, prefixes)]
         if found and not good:
             external.check(found[0][0], prefixes)
         return [self.reference(url, version, prefixes) for url, version in good]
@@ -497,7 +498,7 @@ class Core:
         """Return a document, from this handle's memory when it was read before."""
         found = self.documents.get(digest)
         if found is None:
-            found = self.artifacts().read(digest)
+            found = self.artifacts().read(digest, elsewhere=False)
             while self.documents and sum(map(len, self.documents.values())) + len(found) > _DOCUMENTS:
                 self.documents.pop(next(iter(self.documents)))
             self.documents[digest] = found
@@ -553,6 +554,14 @@ def batches(digests: Iterable[str]) -> Iterator[list[str]]:
     ordered = sorted(digests)
     for start in range(0, len(ordered), DELETED_AT_ONCE):
         yield ordered[start : start + DELETED_AT_ONCE]
+
+
+def _may_be_read(url: str, prefixes: Sequence[str]) -> bool:
+    """Return whether a URL that stands in the journal may be read: what an older release took may not be any more."""
+    try:
+        return external.is_allowed(url, prefixes)
+    except InvalidURI:
+        return False
 
 
 def _still_deleting(view: View, digests: Mapping[str, int]) -> tuple[str, ...]:
@@ -617,8 +626,22 @@ def opened(
             )
         where = born.artifacts or place.artifacts
         copied = wanted if wanted is not None else place.artifacts
-        if copied is not None and copied != where and _is_copy(copied, born.id, options):
-            where = copied  # this journal was copied here, and its bytes too
+        if copied is not None and copied != where:
+            whose = _copy_at(copied, born.id, options)
+            named = place.store.url.startswith(
+                "postgresql:"
+            )  # a server has more than one name: that tells nothing
+            mine = named or whose == journal_of(place)
+            if whose and copied != place.artifacts and not mine and not read_only:
+                raise Conflict(
+                    f"In {shown(copied, 200)} are the artifacts of {shown(whose, 200)}, a copy of this registry: two"
+                    " that share them would delete each other's bytes.",
+                    hint="Leave artifacts= (and MODELHUB_ARTIFACTS) away; or, if that is this registry under another"
+                    f" name, replace the content of the file 'copy' by {shown(journal_of(place), 200)}, in the folder"
+                    f" {born.id} there.",
+                )
+            if whose is not None:
+                where = copied  # this journal was copied here, and its bytes too
         if wanted is not None and wanted != where:
             raise Conflict(
                 f"This registry keeps its artifacts in {shown(born.artifacts or place.artifacts, 200)},"
@@ -672,13 +695,20 @@ def opened(
     return core
 
 
-def _is_copy(where: str, registry_id: str, options: dict[str, Any]) -> bool:
-    """Return whether a copy of the registry keeps its artifacts there; a place that we may not see is none."""
+def _copy_at(where: str, registry_id: str, options: dict[str, Any]) -> str | None:
+    """Return the copy that keeps its artifacts there (`BlobStore.marked_for`); a place that we may not see is none."""
     blobs = BlobStore(where, registry_id=registry_id, storage_options=options_for(where, options))
     try:
-        return blobs.is_marked()
+        return blobs.marked_for()
     except CredentialsRefused:
-        return False
+        return None
+
+
+def journal_of(place: Place) -> str:
+    """Return where a journal is, by the same name however it was reached, and without the name of a user."""
+    if not place.own:
+        return without_secrets(place.store.url)
+    return f"{place.store.url.partition('://')[0]}://{os.path.realpath(place.own[0])}"
 
 
 def pins_folder(core: Core) -> Path:

@@ -17,7 +17,6 @@ from attrs import frozen
 
 from modelhub_sdk.arguments import beside, kept_outputs
 from modelhub_sdk.blobs import progress as bars
-from modelhub_sdk.blobs.parallel import each
 from modelhub_sdk.core import Core, batches, since_boot
 from modelhub_sdk.domain import events as ev
 from modelhub_sdk.domain.entities import File, GarbageReport, Stats
@@ -146,6 +145,10 @@ class Needs:
         found = set(self.digests) | core.in_documents(events)
         for event in events:
             found |= ev.blobs_of(event)
+            if isinstance(
+                event, ev.BlobsSpared
+            ):  # in an entry of its own, before the one that relies on them
+                found |= set(event.digests)
             if (
                 isinstance(event, ev.VersionRegistered) and event.external
             ):  # an own copy of such bytes is kept
@@ -154,16 +157,21 @@ class Needs:
         return found | _in_unknown(unknown)
 
 
-def needed(core: Core, view: View, digests: Collection[str]) -> set[str]:
+def needed(core: Core, view: View, digests: Collection[str], *, unknown: set[str] | None = None) -> set[str]:
     """Return those of *digests* that something in the registry still needs.
 
-    What an event of a kind that this release does not know names is needed too.
+    What an event of a kind that this release does not know names is needed too. Manifests that are missing are
+    added to *unknown*, where that is given: only for counting, never before anything is deleted.
 
     Raises:
         NotFound: a manifest is missing, so it is unknown what its version needs.
     """
     wanted = set(digests)
-    found = view.needed(wanted) | _needed_otherwise(core, view) | _in_unknown(view.unknown(tuple(ev.KINDS)))
+    found = (
+        view.needed(wanted)
+        | _needed_otherwise(core, view, unknown)
+        | _in_unknown(view.unknown(tuple(ev.KINDS)))
+    )
     return found & wanted
 
 
@@ -194,12 +202,23 @@ def _needed_otherwise(core: Core, view: View, lost: set[str] | None = None) -> s
         if isinstance(event, ev.OutputsIngested):
             found |= {event.document} if event.document else set()
             try:
-                found |= kept_outputs(event, core.document)
+                found |= _kept(event, core)
             except NotFound:
                 if lost is None:
                     raise
                 lost.add(str(event.document))
     return found | (view.datum_digests() - purged)  # what was given up is gone for its datum too
+
+
+def _kept(event: ev.OutputsIngested, core: Core) -> set[str]:
+    """Return the outputs that an ingest keeps for their own sake; NotFound when their list is missing or damaged."""
+    try:
+        return kept_outputs(event, core.document)
+    except (NotFound, DigestMismatch, InvalidDocument, ValueError, KeyError, TypeError) as error:
+        raise NotFound(
+            f"The list of outputs {event.document} is missing or damaged, so it is unknown what it needs: {error}",
+            hint="Restore it from a backup.",
+        ) from error
 
 
 @frozen
@@ -225,7 +244,12 @@ class _Document:
             raise NotFound(
                 f"The manifest of {self.uri} is missing or damaged, so it is unknown which files that needs:"
                 f" {error.message}",
-                hint="Restore it from a backup; or give up the version: reg.purge(ref, reason, force=True).",
+                hint="Restore it from a backup"
+                + (
+                    "; or give up the version: reg.purge(ref, reason, force=True)."
+                    if self.uri.startswith("model://")
+                    else "."
+                ),
             ) from error
 
     def gave_up(self, file: File) -> bool:
@@ -248,11 +272,13 @@ def check_manifests(core: Core, but: str) -> None:
     """
     with core.view() as view:
         documents = [one for one in _documents(view) if one.uri != but]
-    blobs = core.artifacts()
-    there = each(lambda one, _: blobs.has(one.digest), documents)
-    for one, has in zip(documents, there, strict=True):
-        if not has:
-            one.files(core)  # says whose it is, unless this handle remembers it
+        ingested = [
+            one for one in view.events(ev.OutputsIngested.kind) if isinstance(one, ev.OutputsIngested)
+        ]
+    for document in documents:  # remembered by this handle, so what is deleted next need not read them again
+        document.files(core)
+    for event in ingested:
+        _kept(event, core)
 
 
 def stats(core: Core) -> Stats:

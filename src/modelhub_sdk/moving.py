@@ -20,10 +20,9 @@ from attrs import evolve
 from modelhub_sdk import garbage
 from modelhub_sdk.blobs import disk
 from modelhub_sdk.blobs import progress as bars
-from modelhub_sdk.blobs.driver import without_secrets
 from modelhub_sdk.blobs.parallel import each
 from modelhub_sdk.blobs.store import BlobStore
-from modelhub_sdk.core import Core, artifacts_url, options_for
+from modelhub_sdk.core import Core, artifacts_url, journal_of, options_for
 from modelhub_sdk.domain import events as ev
 from modelhub_sdk.domain.entities import CopyReport, File
 from modelhub_sdk.errors import Conflict, InvalidName, NotFound, StoreUnavailable, shown
@@ -78,7 +77,7 @@ def copy_into(
 
 def _copy(core: Core, place: Place, blobs: BlobStore, progress: bool | None) -> CopyReport:
     begun = time.monotonic()
-    if _journal(place) == _journal(core.place) or _one_place(blobs, core.artifacts()):
+    if journal_of(place) == journal_of(core.place) or _one_place(blobs, core.artifacts()):
         raise Conflict("A registry cannot be copied onto itself.", hint="Name another place.")
     last = _end(core)
     there = _common(core, place)
@@ -91,17 +90,10 @@ def _copy(core: Core, place: Place, blobs: BlobStore, progress: bool | None) -> 
     )
 
 
-def _journal(place: Place) -> str:
-    """Return where a journal is, by the same name however it was reached, and without the name of a user."""
-    if not place.own:
-        return without_secrets(place.store.url)
-    return f"{place.store.url.partition('://')[0]}://{os.path.realpath(place.own[0])}"
-
-
 def _one_place(one: BlobStore, other: BlobStore) -> bool:
     """Return whether two stores are one: then two registries would delete each other's bytes."""
     if one.root is None or other.root is None:
-        return one.root is other.root and _bucket(one.url) == _bucket(other.url)
+        return one.root is other.root and _bucket(one.place) == _bucket(other.place)
     with suppress(OSError):
         if os.path.samefile(one.root, other.root):
             return True
@@ -119,7 +111,7 @@ def _claim(place: Place, blobs: BlobStore, there: int) -> None:
     Raises:
         Conflict: it is, or may be, that of the original or of another copy.
     """
-    mine = _journal(place)
+    mine = journal_of(place)
     whose = blobs.marked_for()
     if whose is None and any(True for _ in blobs.digests()):
         whose = blobs.marked_for()  # another process may have begun with this very copy
@@ -135,8 +127,8 @@ def _taken(blobs: BlobStore, mine: str, whose: str) -> Conflict:
     return Conflict(
         f"In {shown(blobs.url, 200)} are the artifacts of {whose}: two that share them would delete each other's"
         " bytes.",
-        hint=f"Pass other artifacts=. Or, if that is this very copy under another name, write {shown(mine, 200)} into"
-        f" the file 'copy' in the folder {shown(blobs.registry_id)} there.",
+        hint=f"Pass other artifacts=. Or, if that is this very copy under another name, replace the"
+        f" content of the file 'copy' by {shown(mine, 200)}, in the folder {shown(blobs.registry_id)} there.",
     )
 
 
@@ -214,7 +206,7 @@ def _copied(
         _wipe(place)
     if lost:
         with core.view() as view:
-            counts["missing"] = len(garbage.needed(core, view, lost) - view.external())
+            counts["missing"] = len(garbage.needed(core, view, lost, unknown=set()) - view.external())
     return counts
 
 

@@ -354,7 +354,6 @@ def _with_a_lost_manifest(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> Non
     reg._core.manifests.clear()
 
 
-@pytest.mark.parametrize("reg", ["sqlite", "folder"], indirect=True)
 def test_a_lost_manifest(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is counted, and nothing is purged while it is unknown what it needs; giving up its version ends that."""
     _with_a_lost_manifest(reg, monkeypatch)
@@ -371,6 +370,25 @@ def test_a_lost_manifest(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None
     reg.purge("small/v1", "x")
     assert digest(b"small") not in stored(reg)
     assert reg.collect_garbage(dry_run=False, grace=AT_ONCE).deleted == 10
+
+
+def test_a_damaged_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says as little of what its version needs as a lost one: nothing else is purged, and that is told before."""
+    monkeypatch.setattr(registry, "_INLINE_FILES", 3)
+    with hub.open(tmp_path / "r") as reg:
+        reg.register("big", {f"{n}": b"%d" % n for n in range(10)})
+        reg.register("small", {"m": b"small"})
+        with reg._core.view() as view:
+            ((_, _, document),) = view.documents()
+    (path,) = (tmp_path / "r" / "blobs").rglob(document[9:])
+    path.chmod(0o600)
+    path.write_bytes(b"Z" + path.read_bytes()[1:])
+    with hub.open(tmp_path / "r") as reg:
+        with pytest.raises(NotFound, match="big/v1 is missing or damaged"):
+            reg.purge("small/v1", "x")
+        assert not reg.version("small/v1").purged
+        assert reg.stats().versions == 2  # it answers; what is damaged is said by `verify`
+        assert not reg.verify().ok
 
 
 # --- many files -------------------------------------------------------------------------------------------

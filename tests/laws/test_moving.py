@@ -426,3 +426,17 @@ def test_the_report_of_a_copy_is_readable(reg: Registry, tmp_path: Path) -> None
     report = reg.copy_to(tmp_path / "b")
     assert "2 entries, 1 file (2.0 kB) to file://" in str(report)
     assert "1 file" in report._repr_html_()
+
+
+def test_the_original_is_not_written_with_the_artifacts_of_its_copy(tmp_path: Path) -> None:
+    """Else it and the copy would delete each other's bytes; to look is allowed, and the copy itself is opened as ever."""
+    with hub.open(f"sqlite:///{tmp_path / 'a.db'}", artifacts=tmp_path / "a") as reg:
+        reg.register("churn", {"m.bin": b"x"})
+        reg.copy_to(f"sqlite:///{tmp_path / 'b.db'}", artifacts=tmp_path / "b")
+    with pytest.raises(Conflict, match=r"b\.db', a copy of this registry"):
+        hub.open(f"sqlite:///{tmp_path / 'a.db'}", artifacts=tmp_path / "b")
+    with hub.open(f"sqlite:///{tmp_path / 'a.db'}", artifacts=tmp_path / "b", read_only=True) as reg:
+        assert reg.verify().ok
+    with hub.open(f"sqlite:///{tmp_path / 'b.db'}", artifacts=tmp_path / "b") as copy:
+        copy.register("churn", {"m.bin": b"y"})
+        assert copy.verify().ok

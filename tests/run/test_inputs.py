@@ -116,6 +116,8 @@ def test_urls_that_are_not_followed(lay: Lay, monkeypatch: pytest.MonkeyPatch) -
         ("http://169.254.0.1/x", NotAllowed, "link-local"),
         ("http://[::ffff:169.254.169.254]/x", NotAllowed, "link-local"),
         ("http://[fd00:ec2::254]/x", NotAllowed, "service for the machine itself"),
+        ("http://169%2e254%2e169%2e254/x", InvalidURI, "percent-encoded"),
+        ("http://host.invalid/\udcff.bin", InvalidURI, "control character"),
         ("simplecache::file:///etc/passwd", ModelHubError, "cannot be had"),
         ("zip://x::file:///etc/passwd", InvalidName, "chains URLs"),
         ("swift://project/container/key", InvalidName, "unknown"),

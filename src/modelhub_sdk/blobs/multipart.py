@@ -53,6 +53,7 @@ def upload(
     target = {"Bucket": bucket, "Key": name}
     large = size >= _RESUMED
     upload_id, there = _left(fs, target) if large else (None, {})
+    adopted = upload_id is not None  # perhaps of a process that lives: then it is not ours to throw away
     if upload_id is None:
         upload_id = fs.call_s3("create_multipart_upload", **target, timeout=limit(0))["UploadId"]
     target["UploadId"] = upload_id
@@ -61,14 +62,17 @@ def upload(
     part_size = max(_PART, -(-size // _PARTS))
     room = 2 * part_size  # the driver, and the allocator, keep some of it once more
     hasher = hashlib.sha256()
-    useful = large
+    useful, first = large, ""
 
     def landed() -> None:
+        nonlocal useful
         number, future, count = under_way.pop(0)
         try:
             parts[number] = future.result()["ETag"]
         finally:
             SENDING.give(room)
+        if number == 1 and parts[1] != first:  # ETags that say nothing of the bytes: nobody can go on
+            useful = False
         if progress is not None:
             progress(count)
 
@@ -84,7 +88,20 @@ def upload(
                 raise
             hasher.update(data)
             number += 1
-            if not data or there.get(number) == _etag(data):
+            if large and number == 1:
+                first = _etag(data)
+                if adopted and there.get(1) != first:
+                    # Of other bytes, or of a store whose ETags say nothing: two who sent the same parts of one
+                    # upload would spoil each other's list of them, again and again.
+                    there = {}
+                    try:
+                        begun = fs.call_s3("create_multipart_upload", **_key(target), timeout=limit(0))
+                    except BaseException:
+                        SENDING.give(room)
+                        raise
+                    upload_id, adopted = begun["UploadId"], False
+                    target["UploadId"] = upload_id
+            if not data or (number in there and there[number] == _etag(data)):
                 SENDING.give(room)
                 if not data:
                     break
@@ -99,7 +116,7 @@ def upload(
         while under_way:
             landed()
         reader.finish()
-        useful = False  # of other bytes than these nobody goes on with them
+        again, useful = useful, False  # of other bytes than these nobody goes on with them
         check("sha256:" + hasher.hexdigest())
         listed = [{"PartNumber": n, "ETag": parts[n]} for n in sorted(parts)]
         match = {"IfNoneMatch": "*"} if create else {}
@@ -112,16 +129,22 @@ def upload(
                 timeout=limit(0),
             )
         except Exception as exc:
-            useful = large and not (isinstance(exc, FileExistsError) or precondition(exc))
+            useful = again and not (isinstance(exc, FileExistsError) or precondition(exc))
             raise
         fs.invalidate_cache(key)
     except BaseException as exc:
         for _, future, _ in under_way:
             future.cancel()
             SENDING.give(room)
-        if not (useful and parts) or isinstance(exc, Conflict):
+        if not adopted and (not (useful and parts) or isinstance(exc, Conflict)):
             _aborted(fs, bucket, name, upload_id)
+        if isinstance(exc, FileNotFoundError):  # somebody finished it, or threw it away: look, and begin anew
+            raise ConnectionError("the upload is gone") from exc
         raise
+
+
+def _key(target: dict[str, str]) -> dict[str, str]:
+    return {name: target[name] for name in ("Bucket", "Key")}
 
 
 def _left(fs: Any, target: dict[str, str]) -> tuple[str | None, dict[int, str]]:

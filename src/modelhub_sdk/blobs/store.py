@@ -19,6 +19,7 @@ from modelhub_sdk.blobs.driver import without_secrets
 from modelhub_sdk.blobs.parallel import each
 from modelhub_sdk.blobs.readers import OwnReader
 from modelhub_sdk.blobs.sources import Source
+from modelhub_sdk.domain import external
 from modelhub_sdk.domain.entities import File
 from modelhub_sdk.errors import (
     DigestMismatch,
@@ -110,12 +111,13 @@ class BlobStore:
         if self.root is not None:
             from modelhub_sdk.blobs.local import LocalBlobs
 
-            self.url = self.root
+            self.url = self.place = self.root
             self._blobs = LocalBlobs(os.path.join(self.root, registry_id))
         else:
             from modelhub_sdk.blobs.remote import RemoteBlobs
 
             self.url = without_secrets(given)
+            self.place = external.plain(given).rstrip("/")
             self._blobs = RemoteBlobs(given.rstrip("/"), registry_id, dict(storage_options or {}))
 
     def __repr__(self) -> str:
@@ -264,8 +266,10 @@ class BlobStore:
         found = self._blobs.size(_checked(digest))
         return found is not None and size in (None, found)
 
-    def read(self, digest: str) -> bytes:
+    def read(self, digest: str, *, elsewhere: bool = True) -> bytes:
         """Return the whole blob, checked. For small documents: it is held in memory.
+
+        Without *elsewhere* only from here: what we wrote ourselves is kept nowhere by reference.
 
         Raises:
             NotFound: there is no such blob.
@@ -282,6 +286,8 @@ class BlobStore:
         try:
             data, actual = read(self._blobs.open(_checked(digest)))
         except NotFound as error:
+            if not elsewhere:
+                raise
 
             def whole(one: Reference) -> bytes:
                 data, actual = read(one.open())

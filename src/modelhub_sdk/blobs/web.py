@@ -70,7 +70,7 @@ def asked_for(url: str) -> str:
     def bad(why: str, hint: str) -> InvalidURI:
         return InvalidURI(f"{shown(plain(url), 300)} cannot be fetched: {why}.", hint=hint)
 
-    if any(ord(c) < 32 or ord(c) == 127 for c in url):
+    if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 for c in url):
         raise bad("a control character stands in it", "Write it on one line.")
     user = "a user or a password stands in it", "Fetch the file yourself, and pass its path."
     if plain(url).endswith("://***"):
@@ -84,6 +84,8 @@ def asked_for(url: str) -> str:
         raise bad("its host or port is none", "Look at what stands before the path.") from None
     if "@" in parts.netloc:
         raise bad(*user)
+    if "%" in parts.netloc:  # urllib decodes it after `_check` has looked: another host, or a user
+        raise bad("its host is percent-encoded", "Write the host plainly.")
     if parts.scheme not in ("http", "https") or not host or any(c.isspace() for c in host) or port == 0:
         raise bad("it names no host", "Write it as https://host/path.")
     return urllib.parse.urlunsplit(
@@ -174,6 +176,7 @@ class WebReader:
         self.size: int | None = None
         self.tag = tag
         self._answer: http.client.HTTPResponse | None = None
+        self._asked = unless is not None
         self._left: int | None = None  # bytes that this connection has announced and not given
         self._spent, self._given = 0.0, 0  # seconds of waiting for this connection, and bytes of it
         self._first, self._ended = True, False
@@ -256,13 +259,13 @@ class WebReader:
         code = getattr(exc, "code", None)
         if isinstance(exc, urllib.error.HTTPError):
             exc.close()
-        if code == 304:
+        if code == 304 and self._asked:
             return _NotModified()
         if code in (401, 403):
             return CredentialsRefused(f"{shown(self._shown)} refused to answer ({code}).")
         if code in (404, 410):
             return NotFound(f"There is nothing at {shown(self._shown)} ({code}).", hint="Check the URL.")
-        if code is not None and 300 <= code < 400:
+        if code is not None and 300 <= code < 400 and code != 304:
             return NotAllowed(
                 f"{shown(self._shown)} redirects to where it is not followed, or in a circle.",
                 hint="Download the file yourself and register its path.",

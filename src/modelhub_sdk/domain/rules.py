@@ -307,7 +307,10 @@ def decide(
     uri = f"model://{model}/v{number}"
     if verb == "reject" and not reason:
         raise InvalidDocument(f"Rejecting {uri} needs a reason.", hint=f'reg.reject({uri!r}, "why")')
-    if verb == "approve":
+    same = now.status == status and (
+        status == "pending" or (now.decided_by == actor and reason in (None, "", now.reason))
+    )
+    if verb == "approve" and not same:
         if now.archived:
             raise NotAllowed(f"{uri} is archived.", hint=f"Take it out first: reg.restore({uri!r}, reason).")
         if now.purged:
@@ -318,9 +321,7 @@ def decide(
                 " approved.",
                 hint="Register the files that are left as a new version.",
             )
-    if now.status == status and (
-        status == "pending" or (now.decided_by == actor and reason in (None, "", now.reason))
-    ):
+    if same:
         return []
     return [make(model=model, number=number, reason=seal.maybe(reason))]
 
