@@ -8,6 +8,8 @@ import os
 import pickle
 import stat
 import threading
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -408,6 +410,7 @@ def test_a_registry_that_went_away(place: str, tmp_path: Path, monkeypatch: pyte
         reg.resolve("m/latest")
     monkeypatch.setattr("modelhub_sdk.hub._default", None)
     monkeypatch.setenv("MODELHUB_REGISTRY", url)
+    monkeypatch.setattr("modelhub_sdk.hub._AGAIN", 0.0)
     (tmp_path / "mount").rename(tmp_path / "lost")
     assert Path(hub.resolve("m/v1"), "f").read_bytes() == b"1"
     with pytest.raises(hub.Offline, match=r"There is no registry at .*mount"):
@@ -444,3 +447,28 @@ def test_a_database_that_is_not_there(url: str, why: str):
     with pytest.raises(hub.StoreUnavailable, match=why) as caught:
         hub.open(url, artifacts="s3://b/x")
     assert "s3cr3t" not in str(caught.value)
+
+
+def test_an_outage_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """While a registry takes long to say that it does not answer, what the cache has is answered at once."""
+    url = f"sqlite:///{tmp_path}/r.db"
+    with hub.open(url) as reg:
+        reg.register("m", {"f": b"1"})
+        reg.resolve("m/v1")
+    monkeypatch.setattr("modelhub_sdk.hub._default", None)
+    monkeypatch.setenv("MODELHUB_REGISTRY", url)
+    tried = []
+
+    def times_out(*_: Any, **__: Any) -> Any:
+        tried.append(1)
+        time.sleep(0.3)
+        raise hub.StoreUnavailable("It does not answer.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("modelhub_sdk.core._first", times_out)
+        for _ in range(3):
+            assert Path(hub.resolve("m/v1"), "f").read_bytes() == b"1"
+    assert tried == [1]
+    monkeypatch.setattr("modelhub_sdk.hub._AGAIN", 0.0)
+    assert hub.resolve("m/v1").as_of > datetime.now(UTC) - timedelta(seconds=5)
+    default().close()

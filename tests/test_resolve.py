@@ -291,6 +291,36 @@ def test_a_folder_outlives_the_cache(kind: str, many: bool, tmp_path: Path):
         assert (target / "config").read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_what_was_purged_is_in_the_way(many: bool, tmp_path: Path):
+    """A file whose only other copy was given up is somebody's last one: nothing of it is touched."""
+    more = {f"part/{n}": b"%d" % n for n in range(1001)} if many else {}
+    target = tmp_path / "mine"
+    with hub.open(f"sqlite:///{tmp_path}/r.db", cache_dir=tmp_path / "c1") as reg:
+        reg.register("m", {"w.bin": b"oldold", "extra.txt": b"e"} | more)
+        reg.register("m", {"w.bin": b"newnew"})
+        reg.resolve("m/v1", into=target)
+        reg.purge("m/v1", "space", force=True)
+    with hub.open(f"sqlite:///{tmp_path}/r.db", cache_dir=tmp_path / "c2") as reg:
+        with pytest.raises(hub.Conflict, match="extra"):
+            reg.resolve("m/v2", into=target)
+    assert (target / "w.bin").read_bytes() == b"oldold"
+    assert (target / "extra.txt").read_bytes() == b"e"
+
+
+def test_a_right_folder_is_noted_again(tmp_path: Path):
+    """After the cache was lost, what is found right is known once more: another model may come beside it."""
+    url, target = f"sqlite:///{tmp_path}/r.db", tmp_path / "in"
+    with hub.open(url, cache_dir=tmp_path / "c1") as reg:
+        reg.register("m", {"m.bin": b"model"})
+        reg.register("scaler", {"s.bin": b"scaler"})
+        reg.resolve("m/v1", into=target)
+    with hub.open(url, cache_dir=tmp_path / "c2") as reg:
+        reg.resolve("m/v1", into=target)
+        reg.resolve("scaler/v1", into=target)
+        assert {path for path in tree(target) if path != ".modelhub.json"} == {"m.bin", "s.bin"}
+
+
 def test_patterns_begin_where_the_path_ends(churn: Registry):
     """Below a folder that the URI names, patterns are of what is below it."""
     got = churn.resolve("model://churn/v1/config", files="deep/*")

@@ -464,7 +464,7 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
                 found = [self.info(stripped)]
             elif single is not None:
                 found = [self._entry(stripped, tree, inner)]
-            elif inner in tree.folders and (tree.files or not tree.pinned.gone):
+            elif inner in tree.folders and (tree.files or not tree.pinned.gone_otherwise):
                 found = [
                     self._entry(f"{stripped}/{name}", tree, f"{inner}/{name}" if inner else name)
                     for name in sorted(tree.folders[inner])
@@ -660,7 +660,8 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]
                 hint="Resolve it once while the registry can be reached.",
             )
         if found is None and self._is_whole(file, bound):
-            found = cache.fetch_all([file], core.artifacts())[file.digest]
+            with cache.lease([file]):
+                found = cache.fetch_all([file], core.artifacts())[file.digest]
         return None if found is None else os.fspath(found)
 
     def _here(self, tree: _Tree, file: File, bound: int) -> io.BufferedReader | None:
@@ -903,12 +904,12 @@ _sharing = _Registries()  # opened by URL
 _registries: dict[tuple[Any, ...], Registry] = {}  # of those, the ones that were used last
 _tried: weakref.WeakKeyDictionary[Registry, float] = weakref.WeakKeyDictionary()  # when it was opened
 _trees: dict[tuple[Any, ...], _Tree] = {}
-_locks: dict[int, threading.RLock] = {}
+_locks: dict[tuple[Any, ...], threading.RLock] = {}
 
 
-def _alone() -> threading.RLock:
-    """Return the lock of what is remembered; a forked child has its own."""
-    return _locks.setdefault(os.getpid(), threading.RLock())
+def _alone(*what: Any) -> threading.RLock:
+    """Return the lock of what is remembered, or of *what*; a forked child has its own."""
+    return _locks.setdefault((os.getpid(), *what), threading.RLock())
 
 
 def _again(kind: type[_FileSystem], options: dict[str, Any], same: tuple[str, str]) -> _FileSystem:
@@ -947,12 +948,15 @@ def _opened(url: str, options: Mapping[str, Any]) -> Registry:
     with suppress(OSError):
         folder = os.getcwd()  # the URL may be a path from here
     key = (os.getpid(), folder, url, tokenize(options))
-    with _alone():
+    with _alone(key):  # one that does not answer keeps nobody waiting who reads another
         found = _sharing.get(key)
         if found is None or not _is_usable(found):
-            found = _sharing[key] = Registry.open(_with_password(url), create=False, **options)
-            _tried[found] = time.monotonic()
+            found = Registry.open(_with_password(url), create=False, **options)
             weakref.finalize(found, _close, found._core, os.getpid())
+            with _alone():
+                _sharing[key] = found
+                _tried[found] = time.monotonic()
+    with _alone():
         _registries.pop(key, None)
         _registries[key] = found
         while len(_registries) > _KEPT:

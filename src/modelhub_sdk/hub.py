@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 _current: ContextVar[Registry | None] = ContextVar("modelhub_sdk.registry", default=None)
 _in_use: list[Registry] = []
 _default: Registry | None = None
+_locks: dict[int, threading.RLock] = {}
+_last_try = [0.0, 0.0]  # when the default registry was opened last, and how many seconds that took
+_AGAIN = 5.0
 
 
 def open(  # noqa: A001  (hub.open reads as it does)
@@ -76,21 +81,27 @@ def existing() -> Registry | None:
 def default(*, create: bool | None = None) -> Registry:
     """Return the default registry: of the enclosing `use`, else the one that `open()` opens, kept open.
 
-    One that could not be reached when it was opened is tried again each time.
+    One that could not be reached when it was opened is tried again: at once to make a registry, else after
+    some times as long as the last try took, so that an outage does not delay what the cache has.
     """
     global _default
     found = _used()
     if found is not None:
         return found
-    if (
-        _default is None
-        or _default._core.closed
-        or (_default._core.blobs is None and not surroundings.flag("OFFLINE"))
-    ):
-        before, _default = _default, Registry.open(create=create)
-        if before is not None:
-            before.close()
-    return _default
+    with _locks.setdefault(os.getpid(), threading.RLock()):  # a forked child has its own
+        if _default is None or _default._core.closed or _is_due(_default, create):
+            begun = time.monotonic()
+            _default = Registry.open(create=create)  # who uses the one before goes on with what the cache has
+            _last_try[:] = time.monotonic(), time.monotonic() - begun
+        return _default
+
+
+def _is_due(registry: Registry, create: bool | None) -> bool:
+    """Return whether one that was out of reach is to be tried again."""
+    if registry._core.blobs is not None or surroundings.flag("OFFLINE"):
+        return False
+    at, took = _last_try
+    return create is not False or time.monotonic() - at >= _AGAIN * took
 
 
 def resolve(uri: Ref, into: str | os.PathLike[str] | None = None, **options: Any) -> Resolved:

@@ -491,11 +491,21 @@ def _held(core: Core, version: ModelVersion | DatasetVersion | Datum) -> Callabl
                 documents = data.documents(view)
             else:
                 return found
-            for path, digest in view.paths(subject):
-                found.setdefault(path, set()).add(digest)
+            stands = view.paths(subject)
+            held = view.needed(
+                {digest for _, digest in stands}
+            )  # what was purged would be lost with the file
+            for path, digest in stands:
+                if digest in held:
+                    found.setdefault(path, set()).add(digest)
             for _, number, document in [one for one in documents if one[0] == name]:
+                purge = view.purge(subject, number)
+                if purge is not None and purge.whole is not None:
+                    continue
+                gone = () if purge is None else purge.files
                 for file in core.manifest(document, f"version {number} of {name}"):
-                    found.setdefault(file.path, set()).add(file.digest)
+                    if file.path not in gone:
+                        found.setdefault(file.path, set()).add(file.digest)
         return found
 
     return lambda path: digests().get(path, ())

@@ -34,7 +34,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from modelhub_sdk.blobs import disk, place, staging, unfinished, whereabouts
 from modelhub_sdk.blobs.disk import Progress, translated
@@ -383,7 +383,7 @@ class Cache:
             except StoreUnavailable as error:
                 return self._overlay(error).fetch_all(files, store, progress=progress, verify=verify)
         else:
-            with self.lease(unique):
+            with self._leasing(unique):  # the bound is kept by the lease of whoever uses them
                 try:
                     if verify is None:
                         self._make_room(limit, sum(file.size for file in missing))
@@ -836,6 +836,8 @@ class Cache:
                     if self._is_whole(final, files, paths):
                         return True  # another process was faster
                     self._condemn(final, os.path.basename(final))
+                    if os.path.lexists(final) and _is_anothers(final):  # who may not take it away
+                        raise self._refused(errno.EACCES)
                 with contextlib.suppress(FileExistsError, IsADirectoryError, NotADirectoryError):
                     os.rename(staged, final)
                     os.chmod(final, 0o555)  # noqa: S103 - read-only; only now: such a folder cannot be moved
@@ -852,12 +854,14 @@ class Cache:
     # ---- the whole
 
     def info(self) -> CacheInfo:
-        """Return what the cache holds.
+        """Return what the cache holds; with its overlay, where it cannot be written itself.
 
         Raises:
             StoreUnavailable: it cannot be read.
         """
         self._check_open()
+        over = self._over()
+        above = None if over is None else over.info()
         blobs = list(self._blobs())
         folders = self._folders(blobs)
         unfinished = 0
@@ -865,7 +869,16 @@ class Cache:
             found = staging.listing(os.path.join(self._v1, part))
             unfinished += sum(info.st_size for info in (found or {}).values())
         size = sum(info.st_size for *_, info in blobs) + sum(folder.size for folder in folders)
-        return CacheInfo(self.path, len(blobs), len(folders), size, unfinished, bound())
+        mine = CacheInfo(self.path, len(blobs), len(folders), size, unfinished, bound())
+        if above is None:
+            return mine
+        return evolve(
+            mine,
+            blobs=mine.blobs + above.blobs,
+            folders=mine.folders + above.folders,
+            size=mine.size + above.size,
+            unfinished=mine.unfinished + above.unfinished,
+        )
 
     def verify(self, *, progress: Progress | None = None) -> tuple[str, ...]:
         """Read every cached blob, and copies in folders; remove what is wrong, and return the digests of that.
@@ -877,8 +890,9 @@ class Cache:
             StoreUnavailable: something could not be read, and stayed; all else was looked at.
         """
         self._check_open()
+        over = self._over()
         blobs = list(self._blobs())
-        wrong: list[str] = []
+        wrong: list[str] = [] if over is None else list(over.verify(progress=progress))
         unread: list[StoreUnavailable] = []
         for digest, _, info in blobs:
             try:
@@ -936,6 +950,9 @@ class Cache:
         Raises:
             StoreUnavailable: the cache cannot be read or written.
         """
+        over = self._over()
+        if over is not None:  # all that can be removed
+            return over.prune(max_size, unfinished=unfinished)
         if max_size is None:
             max_size = bound()
         self._check_open()
@@ -998,8 +1015,11 @@ class Cache:
         Raises:
             StoreUnavailable: the cache cannot be read or written.
         """
+        over = self._over()
+        if over is not None:
+            return over.clear()
         freed = self.prune(0)
-        place.forget(self.records, age=0)
+        place.forget(Path(self._v1, "records"), age=0)
         leased = self._leased()
         if not leased:
             for name in _names(os.path.join(self._v1, "folders")):
@@ -1066,7 +1086,7 @@ class Cache:
         locks = os.path.join(self._v1, "locks")
         count = disk.sweep(os.path.join(self._v1, "tmp"), older_than=older_than)
         count += disk.sweep(os.path.join(self._v1, "records"), older_than=older_than)
-        count += place.forget(self.records)
+        count += place.forget(Path(self._v1, "records"))
         count += disk.sweep(os.path.join(self._v1, "leases"), older_than=older_than)
         count += disk.sweep(os.path.join(self._v1, "bad"), older_than=0)
         age = None if partial or older_than is not None else _ABANDONED
@@ -1331,6 +1351,13 @@ def _text(path: str) -> str:
 
 def _facts(info: os.stat_result) -> tuple[int, int, int]:
     return info.st_size, info.st_mtime_ns, info.st_ino
+
+
+def _is_anothers(path: str) -> bool:
+    """Return whether *path* is another user's, and this one is not root."""
+    with contextlib.suppress(OSError):
+        return hasattr(os, "geteuid") and os.geteuid() not in (0, os.lstat(path).st_uid)
+    return False
 
 
 def _inode(path: str) -> tuple[int, int] | None:

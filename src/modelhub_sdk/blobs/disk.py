@@ -292,6 +292,8 @@ def temporary(stem: str = "") -> str:
 
 def is_temporary(name: str, stem: str) -> bool:
     """Return whether *name* is what `temporary` made of *stem*, with or without ``-old`` and ``.partial``."""
+    if not name.startswith(stem + "."):  # nearly all of a large folder
+        return False
     match = _TEMPORARY.fullmatch(name)
     return match is not None and match["stem"] == stem
 

@@ -400,6 +400,7 @@ class _Found:
     states: dict[str, State]
     infos: dict[str, os.stat_result]
     notes: dict[str, tuple[Note, ...]]
+    known: dict[str, tuple[Note, ...]]
     folders: frozenset[str] = frozenset()
     empty: frozenset[str] = frozenset()
     truncated: bool = False
@@ -407,7 +408,7 @@ class _Found:
 
     def of(self, name: str) -> tuple[Note, ...]:
         """Return what is noted of the file *name* as it is there now."""
-        return _matching(self.notes.get(name, ()), self.infos[name])
+        return self.known.get(name, ())
 
 
 def _matching(notes: Iterable[Note], info: os.stat_result) -> tuple[Note, ...]:
@@ -429,13 +430,15 @@ def _survey(job: _Job) -> _Found:
     truncated = len(infos) + len(folders) >= limit
     infos.pop(RECORD, None)
     infos = {name: info for name, info in infos.items() if not _is_staged(name)}
+    known = {name: _matching(notes[name], info) for name, info in infos.items() if name in notes}
     states = {
-        name: _state(job, name, info, wanted.get(name), _matching(notes.get(name, ()), info))
-        for name, info in infos.items()
+        name: _state(job, name, info, wanted.get(name), known.get(name, ())) for name, info in infos.items()
     }
     used = {part for name in infos for part in above(name)}
     empty = frozenset(name for name in folders - ways - used if not _is_staged(name))
-    return _Found(states, infos, notes, frozenset(folders), empty, truncated, exists=looked is not None)
+    return _Found(
+        states, infos, notes, known, frozenset(folders), empty, truncated, exists=looked is not None
+    )
 
 
 def _state(job: _Job, name: str, info: os.stat_result, file: File | None, notes: Sequence[Note]) -> State:
@@ -498,15 +501,18 @@ def _recognized(job: _Job, found: _Found) -> _Found:
 
 def _unnoted(job: _Job, found: _Found) -> bool:
     """Return whether files that are right were placed by us, but from something else."""
-    return bool(job.source) and any(
-        notes and all(source != job.source for _, source in notes)
-        for notes in (found.of(file.path) for file in job.files)
-    )
+    if not job.source:
+        return False
+    for file in job.files:
+        notes = found.known.get(file.path, ())
+        if all(source != job.source for _, source in notes):
+            return True
+    return False
 
 
 def _note_again(job: _Job, found: _Found) -> None:
     """Note that files which are right belong to this version as well; best effort."""
-    facts = {file.path: _facts(found.infos[file.path], file) for file in job.files if found.of(file.path)}
+    facts = {file.path: _facts(found.infos[file.path], file) for file in job.files}
     notes = _after(job, found, facts)
     inside = os.path.join(job.path, RECORD)
     if os.path.lexists(inside):

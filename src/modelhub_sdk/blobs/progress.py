@@ -88,9 +88,11 @@ def _line(total: int | None, label: str) -> Any:
             return widget(**options)
     if sys.stderr is None or getattr(sys.stderr, "closed", False):
         return None
-    from tqdm import tqdm
+    with contextlib.suppress(Exception):  # settings of tqdm's own in the environment may be wrong
+        from tqdm import tqdm
 
-    return tqdm(file=_Screen(sys.stderr), ncols=_columns(), **options)
+        return tqdm(file=_Screen(sys.stderr), ncols=_columns(), **options)
+    return None
 
 
 def _columns() -> int | None:

@@ -289,6 +289,8 @@ def _copy(
             with translated("write", where):
                 os.fsync(fd)
                 if frozen:
+                    if hasattr(os, "fchmod"):
+                        os.fchmod(fd, 0o444)  # whatever the umask is: others may share the cache
                     os.utime(fd, ns=(info.st_atime_ns, info.st_mtime_ns))
                 return os.fstat(fd)
         except BaseException:
