@@ -620,14 +620,18 @@ def test_a_baked_cache_gets_an_overlay(
             for name in names:
                 os.chmod(os.path.join(folder, name), 0o444)
 
-    def work() -> tuple[bool, bytes, bool]:
+    def work() -> tuple[bool, bytes, bool, list[int]]:
         mine = Cache(cache.path)
         here = mine.folder(versions[0], store) == warm
         other = mine.folder(versions[1], store)
         mixed = mine.folder((versions[0][0], versions[2][1]), store)
-        return here, (other / "a").read_bytes(), (mixed / "d" / "b").read_bytes() == pattern(4096, 5)
+        right = (mixed / "d" / "b").read_bytes() == pattern(4096, 5)
+        content = (other / "a").read_bytes()
+        counts = [mine.info().blobs, len(mine.verify()), mine.clear() > 0, mine.info().blobs]
+        return here, content, right, counts
 
-    assert as_nobody(work) == (True, pattern(4096, 2), True)
+    blobs = cache.info().blobs
+    assert as_nobody(work) == (True, pattern(4096, 2), True, [blobs + 3, 0, True, blobs])
 
 
 def _baked(cache: Cache, store: BlobStore) -> None:
