@@ -280,7 +280,7 @@ def _where() -> str:
 
 
 _TEMPORARY = re.compile(
-    r"(?P<stem>.*)\.(?P<where>[0-9a-f]{12})\.(?P<pid>[0-9]{1,20})\.[0-9a-f]{12}(?:-old)?(?:\.partial)?",
+    r"(?P<stem>.*)\.(?P<where>[0-9a-f]{12})\.(?P<pid>[0-9]{1,20})\.[0-9a-f]{12}(?:-old|-journal|-wal|-shm)?(?:\.partial)?",
     re.DOTALL,
 )
 
@@ -291,7 +291,7 @@ def temporary(stem: str = "") -> str:
 
 
 def is_temporary(name: str, stem: str) -> bool:
-    """Return whether *name* is what `temporary` made of *stem*, with or without ``-old`` and ``.partial``."""
+    """Return whether *name* is what `temporary` made of *stem*, or what we or SQLite keep beside that."""
     if not name.startswith(stem + "."):  # nearly all of a large folder
         return False
     match = _TEMPORARY.fullmatch(name)
