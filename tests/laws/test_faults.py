@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import inspect
-import itertools
 import json
 import os
 import signal
@@ -193,7 +192,7 @@ def test_any_call_may_fail(kind: str, name: str, fault: faults.Fault, tmp_path: 
     """Whichever I/O call fails, the error is ours, and nothing is lost, doubled or left half-made."""
     rounds, verb = Rounds(kind, tmp_path), VERBS[name]
     count = 0
-    for one in every_call(fault):
+    for one in every_call(fault, numbers=faults.some()):
         at = rounds.fresh()
         acknowledged: list[Any] = []
         with at.opened() as registry:
@@ -217,7 +216,7 @@ def test_it_may_die_at_any_call(kind: str, name: str, tmp_path: Path) -> None:
     """SIGKILL at any I/O call, a write torn in the middle: the next process goes on as if nothing had been."""
     rounds, verb = Rounds(kind, tmp_path), VERBS[name]
     count = 0
-    for n in itertools.count(1):
+    for n in faults.some():
         at = rounds.fresh()
 
         def operation(ack: faults.Ack, at: Home = at) -> None:
@@ -239,7 +238,7 @@ def test_it_may_die_at_any_call(kind: str, name: str, tmp_path: Path) -> None:
 def test_a_registry_in_memory_with_failing_blobs(fault: int, tmp_path: Path) -> None:
     """With the journal in memory and the bytes on a disk that fails, a registration happens whole or not at all."""
     count = 0
-    for one in every_call(fault):
+    for one in every_call(fault, numbers=faults.some()):
         with hub.open("memory://", user="tester", cache_dir=tmp_path / "cache") as registry:
             with one, contextlib.suppress(ModelHubError):
                 registry.register("m", FILES, idempotency_key="once")
@@ -278,7 +277,7 @@ def test_a_disk_that_stays_full(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", LOCAL)
 def test_making_a_registry_may_die_at_any_call(kind: str, tmp_path: Path) -> None:
     """Killed anywhere in the first use of a place, the next process makes or finds one sound registry there."""
-    for n in itertools.count(1):
+    for n in faults.some():
         at = home(kind, tmp_path / str(n))
 
         def operation(ack: faults.Ack, at: Home = at) -> None:
@@ -358,7 +357,7 @@ def test_it_may_die_at_any_statement_or_request(
         watcher.register("m", FILES, metrics={"auc": 0.5})
         number = 1
         for verb in ("register", "approve"):
-            for n in itertools.count(1):
+            for n in faults.some():
 
                 def operation(ack: faults.Ack, n: int = n, number: int = number, verb: str = verb) -> None:
                     with at.opened() as registry:
