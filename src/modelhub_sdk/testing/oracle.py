@@ -196,6 +196,7 @@ class Past:
             "duration": None,
             "archived": version["archived"],
             "purged": version["gone"] is True,
+            "external": {},
             "purged_files": () if version["gone"] is True else tuple(sorted(version["gone"])),
             "origin": None,
             "seq": version["seq"],
