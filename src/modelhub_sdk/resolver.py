@@ -28,8 +28,8 @@ from attrs import evolve, frozen
 
 from modelhub_sdk import active, surroundings
 from modelhub_sdk.arguments import listed, switch
+from modelhub_sdk.blobs import disk, place
 from modelhub_sdk.blobs import link as links
-from modelhub_sdk.blobs import place
 from modelhub_sdk.blobs import progress as bars
 from modelhub_sdk.core import Core, pins_folder
 from modelhub_sdk.domain import names
@@ -107,8 +107,7 @@ def resolve(
     if stale_ok is not None and not isinstance(stale_ok, timedelta):
         raise InvalidDocument("stale_ok is a datetime.timedelta.", hint="For example timedelta(hours=1).")
     switch(overwrite, "overwrite")
-    if verify not in (None, "always"):
-        raise InvalidName(f"verify={shown(verify)} is unknown.", hint="Use verify='always', or leave it out.")
+    disk.check_verify(verify)
     how = (
         links.check_how(link)
         if link is not None

@@ -614,11 +614,7 @@ def test_a_baked_cache_gets_an_overlay(
 ) -> None:
     """Where a cache of somebody else lacks something, it goes to a folder of this user; what is there is used."""
     warm = cache.folder(versions[0], store)
-    for at in (cache.path, store.root or ""):
-        for folder, _, names in os.walk(at):
-            os.chmod(folder, 0o555)
-            for name in names:
-                os.chmod(os.path.join(folder, name), 0o444)
+    _baked(cache, store)
 
     def work() -> tuple[bool, bytes, bool, list[int]]:
         mine = Cache(cache.path)

@@ -263,7 +263,7 @@ class Cache:
         difference, or ``verify="always"``, means reading them again. A wrong entry is removed; one that cannot be
         read just now stays, and is not returned.
         """
-        _check_verify(verify)
+        disk.check_verify(verify)
         for cache in self._looks():
             with contextlib.suppress(StoreUnavailable):  # it cannot be read just now, and may be right
                 if (found := cache._right(digest, size, verify)) is not None:
@@ -690,7 +690,7 @@ class Cache:
 
         Raises as `fetch` does.
         """
-        _check_verify(verify)
+        disk.check_verify(verify)
         name = digest if digest is not None else manifest.digest(files)
         if verify != "always" and (there := self._verified_folder(name)) is not None:
             if progress is not None:
@@ -724,7 +724,7 @@ class Cache:
         Raises:
             StoreUnavailable: the cache cannot be read, or its disk failed.
         """
-        _check_verify(verify)
+        disk.check_verify(verify)
         name = digest if digest is not None else manifest.digest(files)
         if verify != "always" and (there := self._verified_folder(name)) is not None:
             return there
@@ -1294,11 +1294,6 @@ def _threads(files: Sequence[File], store: BlobStore) -> int:
     if store.root is not None:
         return THREADS
     return 2 * THREADS if mean < 1 << 20 else THREADS // 2 if mean > 16 << 20 else THREADS
-
-
-def _check_verify(verify: Verify) -> None:
-    if verify not in (None, "always"):
-        raise InvalidName(f"verify={shown(verify)} is unknown.", hint="Use verify='always', or leave it out.")
 
 
 def _names_file(path: str, fd: int) -> bool:

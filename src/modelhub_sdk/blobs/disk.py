@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from modelhub_sdk.errors import DigestMismatch, ModelHubError, NotFound, StoreUnavailable, shown
+from modelhub_sdk.errors import DigestMismatch, InvalidName, ModelHubError, NotFound, StoreUnavailable, shown
 
 Progress = Callable[[int], object]
 """Called with the number of bytes done since its last call."""
@@ -283,6 +283,12 @@ _TEMPORARY = re.compile(
     r"(?P<stem>.*)\.(?P<where>[0-9a-f]{12})\.(?P<pid>[0-9]{1,20})\.[0-9a-f]{12}(?:-old|-journal|-wal|-shm)?(?:\.partial)?",
     re.DOTALL,
 )
+
+
+def check_verify(verify: object) -> None:
+    """Raise InvalidName unless *verify* is None or ``"always"``: when bytes that look right are read too."""
+    if verify not in (None, "always"):
+        raise InvalidName(f"verify={shown(verify)} is unknown.", hint="Use verify='always', or leave it out.")
 
 
 def temporary(stem: str = "") -> str:

@@ -153,8 +153,7 @@ def into(
         StoreUnavailable: the disk refused; the target is as it was.
     """
     how = _check_link(link)
-    if verify not in (None, "always"):
-        raise InvalidName(f"verify={shown(verify)} is unknown.", hint="Use verify='always', or leave it out.")
+    disk.check_verify(verify)
     path = _checked_target(target, records)
     record_at = (
         None if records is None else Path(records, hashlib.sha256(os.fsencode(path)).hexdigest() + ".json")
