@@ -49,7 +49,7 @@ from modelhub_sdk.errors import (
 from modelhub_sdk.formats import codec, manifest
 from modelhub_sdk.index.queries import NOW, View
 from modelhub_sdk.ports import Record, SequenceTaken
-from modelhub_sdk.stores.ledger import Ledger
+from modelhub_sdk.stores.ledger import Ledger, check_gaps
 from modelhub_sdk.stores.opening import Place, connect
 
 if TYPE_CHECKING:
@@ -789,6 +789,7 @@ def _first(
     found = next(iter(store.read(0, limit=1)), None)
     if found is not None:
         return found
+    check_gaps(store)  # a journal that lost its first entry is not begun anew
     if not may:
         raise missing
     try:
@@ -879,7 +880,7 @@ class _Unreachable:
             hint="Versions in the cache resolve by number (v3) or digest; moving names need stale_ok=.",
         )
 
-    def reading(self, *, probe: bool = True) -> Any:
+    def reading(self, *, probe: bool = True, trusting: bool = False) -> Any:
         """Raise Offline."""
         raise self._offline()
 

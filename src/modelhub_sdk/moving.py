@@ -28,6 +28,7 @@ from modelhub_sdk.domain.entities import CopyReport, File
 from modelhub_sdk.errors import Conflict, InvalidName, NotFound, StoreUnavailable, shown
 from modelhub_sdk.formats import codec
 from modelhub_sdk.ports import Record, SequenceTaken
+from modelhub_sdk.stores.ledger import check_gaps
 from modelhub_sdk.stores.opening import Place, connect
 
 _BATCH = 500  # entries whose bytes are looked after together
@@ -144,6 +145,7 @@ def _common(core: Core, place: Place) -> int:
 
     Raises:
         Conflict: it has others.
+        InvalidDocument: one of the two journals has a gap.
     """
     from modelhub_sdk.stores.sql import SqlStore
 
@@ -153,6 +155,8 @@ def _common(core: Core, place: Place) -> int:
         if path is not None:
             disk.make_dirs(os.fspath(path.parent))
         store.create_tables()
+    check_gaps(core.place.store)
+    check_gaps(store)
     first = next(iter(store.read(0, limit=1)), None)
     if first is None:
         return 0

@@ -7,7 +7,8 @@ index for free; `modelhub_sdk.testing.StoreConformance` says whether it keeps th
 
 1. *Once.* For a given seq exactly one `append` succeeds, over all threads, processes and hosts.
 2. *Whole.* A record is visible complete or not at all, also after SIGKILL at any moment.
-3. *Faithful.* `read` gives back the bytes, in order, and stops at the first missing number.
+3. *Faithful.* `read` gives back the bytes, in order, and never jumps over a missing number: it ends there, or
+   raises InvalidDocument when it sees that a later record exists (see `SupportsGapCheck`).
 4. *Prompt.* After `append` has returned, every later `read` anywhere sees the record.
 5. *Inbox.* A noted id is listed until it is forgotten; noting it again changes nothing.
 """
@@ -96,6 +97,18 @@ class Shelved(Protocol):
 
 
 @runtime_checkable
+class SupportsGapCheck(Protocol):
+    """A `Store` that can tell that its journal lost a record. Without it, a journal with a gap seems to end there."""
+
+    def check_gaps(self, after: int = 0) -> None:
+        """Look for a number after *after* that is missing although a later record exists.
+
+        Raises:
+            InvalidDocument: there is one; the message names it.
+        """
+
+
+@runtime_checkable
 class Store(Protocol):
     """Where the journal and the inbox live. All methods are safe to call from several threads."""
 
@@ -111,7 +124,11 @@ class Store(Protocol):
         """
 
     def read(self, after: int, limit: int | None = None) -> Iterator[Record]:
-        """Yield the records after seq *after*, in order, up to *limit*, ending at the first gap."""
+        """Yield the records after seq *after*, in order, up to *limit*, ending at the first gap.
+
+        Raises:
+            InvalidDocument: a record is damaged; or one is missing, and the store sees that a later one exists.
+        """
 
     def erase(self, seq: int, private: bytes) -> None:
         """Replace the private part of record *seq* by *private*, durably. The body stays."""

@@ -22,6 +22,7 @@ from modelhub_sdk.index.queries import View
 from modelhub_sdk.index.sql import Sql
 from modelhub_sdk.ports import Record, Shelved
 from modelhub_sdk.stores.connections import sqlite_connect
+from modelhub_sdk.stores.ledger import check_gaps
 from modelhub_sdk.stores.private import unpacked
 
 _BATCH = 1000
@@ -46,16 +47,23 @@ def verify(
 
 @frozen
 class _Live:
-    """The index as it is: the entry that it was folded up to, and a digest of each table."""
+    """The index as it is: its head (seq, chain, time, registry), and a digest of each other table."""
 
     seq: int
+    head: tuple[object, ...]
     tables: Mapping[str, str]
 
 
 def _live(core: Core, problems: list[str]) -> _Live | None:
     try:
-        with core.ledger.reading() as sql:
-            return _Live(View(sql).head()[0], _digests(sql))
+        with core.ledger.reading(trusting=True) as sql:
+            head = sql.one("SELECT seq, chain, at, registry FROM @head WHERE one = 1") or (
+                0,
+                codec.GENESIS,
+                0,
+                "",
+            )
+            return _Live(head[0], head, _digests(sql))
     except (sqlite3.Error, InvalidDocument) as error:
         problems.append(
             f"The index cannot be read ({shown(str(error), 200)}). reg.rebuild_index() makes it anew."
@@ -110,6 +118,13 @@ def _chain(core: Core, fresh: Sql, live: _Live | None, problems: list[str]) -> t
                 for name, found in _digests(fresh).items()
                 if found != checkpoints[seq].tables[name]
             ]
+        if live is not None and at_head and live.head != (
+            seq, digest, fold.micros(entry.at), core.registry_id,
+        ):  # fmt: skip
+            problems.append(
+                f"The head of the index is not entry {seq} of the journal as it is: somebody changed it by hand."
+                " reg.rebuild_index() makes the index anew."
+            )
         if live is not None and at_head:
             problems += [
                 f"The index differs from the journal in table {name}: somebody changed it by hand."
@@ -161,6 +176,7 @@ def _records(core: Core, problems: list[str]) -> Iterator[Record]:
     store = core.place.store
     try:
         yield from store.entries(0) if isinstance(store, Shelved) else store.read(0)
+        check_gaps(store)
     except InvalidDocument as error:
         problems.append(str(error))
 

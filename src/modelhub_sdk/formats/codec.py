@@ -214,6 +214,21 @@ def entry_id(record: Record) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def time_of(record: Record) -> datetime:
+    """Return the time in the body of *record*.
+
+    Raises:
+        InvalidDocument: it cannot be read.
+    """
+    try:
+        return parse_time(json.loads(record.body)["at"])
+    except (InvalidDocument, ValueError, KeyError, TypeError, RecursionError):
+        raise InvalidDocument(
+            f"Entry {record.seq} of the journal cannot be read.",
+            hint="Run reg.verify(), and restore the journal from a backup.",
+        ) from None
+
+
 def unstructure(event: Event) -> dict[str, Any]:
     """Return *event* as plain JSON types with its ``kind``; fields that have their default are left out."""
     if isinstance(event, Unknown):
@@ -415,6 +430,7 @@ __all__ = [
     "structure_lineage",
     "structure_version",
     "texts",
+    "time_of",
     "unstructure",
     "unstructure_inputs",
     "unstructure_lineage",

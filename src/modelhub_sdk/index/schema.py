@@ -149,16 +149,22 @@ TABLES = (
 HEAD = TABLES[0]
 
 
+def definition(table: Table, dialect: str) -> str:
+    """Return what follows ``CREATE TABLE`` for *table*: its name, columns and key."""
+    columns = [
+        f"{name} {_TYPES[dialect][kind]}" for name, kind in (column.split() for column in table.columns)
+    ]
+    key = f"PRIMARY KEY ({', '.join(table.key)})"
+    suffix = " WITHOUT ROWID" if dialect == "sqlite" and table.clustered else ""
+    return f"{table.full_name} ({', '.join([*columns, key])}){suffix}"
+
+
 @functools.cache
 def ddl(dialect: str) -> tuple[str, ...]:
     """Return the statements that create the index, for ``sqlite`` or ``postgresql``; all may be run again."""
-    types = _TYPES[dialect]
     made = []
     for table in TABLES:
-        columns = [f"{name} {types[kind]}" for name, kind in (column.split() for column in table.columns)]
-        suffix = " WITHOUT ROWID" if dialect == "sqlite" and table.clustered else ""
-        key = f"PRIMARY KEY ({', '.join(table.key)})"
-        made.append(f"CREATE TABLE IF NOT EXISTS {table.full_name} ({', '.join([*columns, key])}){suffix}")
+        made.append(f"CREATE TABLE IF NOT EXISTS {definition(table, dialect)}")
         for index in table.indexes:
             name = "_".join([table.full_name, *index])
             made.append(f"CREATE INDEX IF NOT EXISTS {name} ON {table.full_name} ({', '.join(index)})")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import sqlite3
 import threading
 import time
@@ -234,6 +235,29 @@ def sqlite_connect(
         conn.close()
         raise
     return conn
+
+
+def wait_for_lock(conn: sqlite3.Connection, statement: str) -> None:
+    """Run *statement*, which needs a lock, again and again until it gets the lock or `PATIENCE` has passed.
+
+    SQLite does not call its busy handler for every lock: ``PRAGMA journal_mode = WAL`` on a file that another
+    process is just creating fails at once.
+    """
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            conn.execute(statement)
+        except sqlite3.OperationalError as error:
+            if not is_locked(error) or time.monotonic() >= end:
+                raise
+        else:
+            return
+        time.sleep(random.uniform(0.002, 0.02))
+
+
+def is_locked(error: Exception) -> bool:
+    """Return whether SQLite says that another connection holds a lock."""
+    return isinstance(error, sqlite3.OperationalError) and ("locked" in str(error) or "busy" in str(error))
 
 
 def _like(pattern: str | None, text: str | None) -> bool | None:

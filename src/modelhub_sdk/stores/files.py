@@ -17,6 +17,7 @@ import errno
 import json
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,10 +38,14 @@ from modelhub_sdk.errors import (
 )
 from modelhub_sdk.formats import codec
 from modelhub_sdk.ports import Note, Record, SequenceTaken
+from modelhub_sdk.stores.ledger import missing_entry
 from modelhub_sdk.stores.shelf import FOLDER, Shelf
 
 _ONE_BY_ONE = 16
 """Entries read by asking for the next number; more are listed once and read in parallel."""
+
+_FOLDER_NAME = re.compile(r"\d{7}", re.ASCII)
+_ENTRY_NAME = re.compile(r"\d{10}\.json", re.ASCII)
 
 _PACKED_AT_ONCE = 8  # folders: a client that finds a long journal without packs leaves the rest to others
 
@@ -197,6 +202,34 @@ class FileStore:
         name = _entry_name(seq)
         data = self.medium.get(name)
         return None if data is None else _parsed(data, seq, f"{self.url}/{name}")
+
+    def check_gaps(self, after: int = 0) -> None:
+        """Look for a missing entry in the folder of entry *after* + 1 and in all later ones: one listing each.
+
+        A listing that is made while others write may have a name and not the one before it, so what seems to be
+        missing is asked for by name.
+        """
+        first = (after + 1) // FOLDER
+        folders = (int(name) for name in self.medium.names("journal") if _FOLDER_NAME.fullmatch(name))
+        later = sorted(folder for folder in folders if folder >= first)
+        if len(later) == 1:  # as before nearly every write
+            numbers = self._numbers_in(later[0])
+        else:
+            with ThreadPoolExecutor(max_workers=self._parallel) as threads:
+                numbers = [number for part in threads.map(self._numbers_in, later) for number in part]
+        expected = max(1, first * FOLDER)
+        for number in numbers:
+            while expected < number:
+                if self._get(expected) is None:
+                    raise missing_entry(self.url, expected, numbers[-1])
+                expected += 1
+            expected = number + 1
+
+    def _numbers_in(self, folder: int) -> list[int]:
+        """Return the numbers of the entries in a folder."""
+        names = self.medium.names(f"journal/{folder:07d}")
+        numbers = (int(name[:10]) for name in names if _ENTRY_NAME.fullmatch(name))
+        return sorted(number for number in numbers if number // FOLDER == folder and number)
 
     def erase(self, seq: int, private: bytes) -> None:
         """Write the entry's file anew with another private part; header and body are the same bytes."""

@@ -13,11 +13,11 @@ from datetime import datetime
 from typing import Protocol
 
 from modelhub_sdk.domain.events import Entry
-from modelhub_sdk.errors import InvalidDocument
+from modelhub_sdk.errors import InvalidDocument, shown
 from modelhub_sdk.formats import codec
 from modelhub_sdk.index import fold
 from modelhub_sdk.index.sql import Sql
-from modelhub_sdk.ports import Record, Store
+from modelhub_sdk.ports import Record, Store, SupportsGapCheck
 
 Fold = Callable[[Sql], None]
 
@@ -45,20 +45,32 @@ class Ledger(Protocol):
     def store(self) -> Store:
         """Where the journal is."""
 
-    def reading(self, *, probe: bool = True) -> AbstractContextManager[Sql]:
+    def reading(self, *, probe: bool = True, trusting: bool = False) -> AbstractContextManager[Sql]:
         """A consistent view of the index, caught up first.
 
         Without *probe* it holds at least what this handle has seen or written, and the journal is not asked.
+        With *trusting*, an index whose head is not that of the journal is shown as it is, for `verify` to report.
+
+        Raises:
+            InvalidDocument: the journal has a gap, a wrong link, or not the entry that a shared index ends at.
         """
 
     def writing(self) -> AbstractContextManager[Session]:
-        """One attempt to commit. Leave it by an exception and nothing happened."""
+        """One attempt to commit. Leave it by an exception and nothing happened.
+
+        Raises:
+            InvalidDocument: the journal has a gap or a wrong last link: nothing is added to such a journal.
+        """
 
     def erased(self) -> None:
         """Private texts were erased from the store: nothing may keep them."""
 
     def rebuild(self) -> None:
-        """Drop the index and fold it again from the journal."""
+        """Drop the index and fold it again from the journal.
+
+        Raises:
+            InvalidDocument: the journal has a gap or a wrong link. The index stays as it is.
+        """
 
     def close(self) -> None:
         """Release everything."""
@@ -72,6 +84,30 @@ def read_head(sql: Sql) -> Head:
     """Return what the index was folded up to; ``(0, GENESIS)`` when it is empty."""
     row = sql.one("SELECT seq, chain FROM @head WHERE one = 1")
     return (row[0], row[1]) if row else (0, codec.GENESIS)
+
+
+def is_head(sql: Sql, record: Record) -> bool:
+    """Return whether the head of the index, its time included, is what folding *record* last makes it.
+
+    The next entry links to the head and is never earlier, so a damaged head would damage the journal.
+    """
+    row = sql.one("SELECT seq, chain, at FROM @head WHERE one = 1")
+    return row == (record.seq, record.chain, fold.micros(codec.time_of(record)))
+
+
+def missing_entry(url: str, missing: int, later: int) -> InvalidDocument:
+    """Return the error for a journal that lacks entry *missing* and has entry *later*."""
+    return InvalidDocument(
+        f"The journal of {shown(url, 200)} has no entry {missing}, and it has entry {later}: entry {missing} was lost.",
+        hint="Nothing is written to it as long as the gap is there. Restore the missing entries from a backup or a"
+        " copy.",
+    )
+
+
+def check_gaps(store: Store, after: int = 0) -> None:
+    """Raise InvalidDocument if *store* can tell that its journal lacks an entry after *after* and has a later one."""
+    if isinstance(store, SupportsGapCheck):
+        store.check_gaps(after)
 
 
 def check_chain(head: Head, records: Sequence[Record]) -> None:

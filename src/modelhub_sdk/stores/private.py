@@ -28,14 +28,29 @@ from modelhub_sdk.formats import codec
 from modelhub_sdk.index import schema
 from modelhub_sdk.index.sql import Sql
 from modelhub_sdk.ports import Checkpoint, Record, SequenceTaken, Shelved, Store
-from modelhub_sdk.stores.connections import PATIENCE, Pool, inherited, rolled_back, sqlite_connect, wipe
-from modelhub_sdk.stores.ledger import Head, apply, read_head
+from modelhub_sdk.stores import ledger
+from modelhub_sdk.stores.connections import (
+    PATIENCE,
+    Pool,
+    inherited,
+    is_locked,
+    rolled_back,
+    sqlite_connect,
+    wait_for_lock,
+    wipe,
+)
+from modelhub_sdk.stores.ledger import Head, apply, check_chain, is_head, read_head
 
 log = logging.getLogger("modelhub_sdk")
 
 BATCH = 2000
 """Entries folded in one transaction while catching up."""
 
+_COUNT_TABLES = (
+    "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name IN"
+    f" ({', '.join(repr(table.full_name) for table in schema.TABLES)})"
+)
+_GAPS_EVERY = 60.0  # seconds after which a reader looks for gaps at the journal's end again
 _TURN = 5.0  # seconds that a writer waits for others of this machine before it competes with them
 
 
@@ -55,6 +70,9 @@ class PrivateLedger:
         self._pool: Pool | None = None
         self._memory: sqlite3.Connection | None = None
         self._checked = False
+        self._linked = False  # whether the last entry was seen to link to the one before it
+        self._complete = False  # whether all folders of the journal were seen to have no gap
+        self._gaps_checked = float("-inf")  # when the journal was last seen to have no gap at its end
         self._seen = 0  # the entry that this handle's index was folded up to, at least
         self._discarded = 0
         self._shelved = store if isinstance(store, Shelved) else None
@@ -75,11 +93,11 @@ class PrivateLedger:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 with pool.connection() as conn:
-                    conn.execute("PRAGMA journal_mode = WAL")
+                    wait_for_lock(conn, "PRAGMA journal_mode = WAL")
                     self._create(conn)
             except (OSError, sqlite3.Error) as error:
                 pool.close()
-                if not _locked(error):
+                if not is_locked(error):
                     rubbish += 1
                     self._discard_files()
                 elif time.monotonic() > end:
@@ -95,10 +113,7 @@ class PrivateLedger:
 
     @staticmethod
     def _create(conn: sqlite3.Connection) -> None:
-        found = conn.execute(
-            "SELECT 1 FROM sqlite_master WHERE name = ?", (schema.HEAD.full_name,)
-        ).fetchone()
-        if found is None:
+        if not _table_count(conn):
             conn.execute("BEGIN IMMEDIATE")
             for statement in schema.ddl("sqlite"):
                 conn.execute(statement)
@@ -119,7 +134,9 @@ class PrivateLedger:
             with self._connection() as conn:
                 conn.execute("BEGIN IMMEDIATE")
                 for table in schema.TABLES:
-                    conn.execute(f"DELETE FROM {table.full_name}")
+                    conn.execute(f"DROP TABLE IF EXISTS {table.full_name}")
+                for statement in schema.ddl("sqlite"):
+                    conn.execute(statement)
                 conn.execute("COMMIT")
             if self._discarded < 3:
                 return
@@ -159,7 +176,12 @@ class PrivateLedger:
     # --- keeping up ----------------------------------------------------------------------------
 
     def _catch_up(self, *, check: bool) -> None:
-        """Fold what the journal has and the index has not; with *check*, compare the entry at its head first."""
+        """Fold what the journal has and the index has not; with *check*, compare the entry at its head first.
+
+        Raises:
+            InvalidDocument: the journal has a gap or a wrong link.
+        """
+        check_gaps = check or not self._checked or time.monotonic() - self._gaps_checked > _GAPS_EVERY
         for left in range(5, -1, -1):
             try:
                 while not self._step(check=check or not self._checked):
@@ -170,9 +192,12 @@ class PrivateLedger:
                         f"The private index cannot be kept: {type(error).__name__}.",
                         hint="Set MODELHUB_CACHE_DIR to a writable folder on a local disk.",
                     ) from None
-                if not _locked(error):
+                if not is_locked(error):
                     self._discard()
             else:
+                if check_gaps:
+                    ledger.check_gaps(self.store, self._seen)
+                    self._gaps_checked = time.monotonic()
                 self._checked, self._discarded = True, 0
                 self._tidy()
                 return
@@ -180,17 +205,18 @@ class PrivateLedger:
     def _step(self, *, check: bool) -> bool:
         """Fold one batch; return True when there is nothing left to fold."""
         with self._connection() as conn:
+            if _table_count(conn) < len(schema.TABLES):
+                raise _Foreign("a table of the index is missing")
             head = read_head(Sql(conn, "sqlite"))
         if not head[0] and not self._begun:
             head = self._begin()
         if self._tidied < 0:
             self._tidied = head[0]
-        overlap = 1 if check and head[0] else 0
+        overlap = min(head[0], 1 if self._linked else 2) if check else 0
         records = list(self.store.read(head[0] - overlap, limit=BATCH))
         if overlap:
-            if not records or records[0].seq != head[0] or records[0].chain != head[1]:
-                raise _Foreign("the journal does not have the entry that the index was folded up to")
-            records = records[1:]
+            self._check_head(records[:overlap], overlap)
+            records = records[overlap:]
         if not records:
             self._seen = head[0]
             return True
@@ -206,7 +232,21 @@ class PrivateLedger:
             conn.execute("COMMIT" if moved else "ROLLBACK")
         if moved is not None:
             self._seen = moved[0]
-        return moved is not None and len(records) < BATCH - 1
+        return moved is not None and len(records) < BATCH - overlap
+
+    def _check_head(self, records: list[Record], overlap: int) -> None:
+        """Check that *records*, which end with the entry at the index's head, link up and are what was folded.
+
+        Raises:
+            _Foreign: the index was folded from another journal.
+            InvalidDocument: the journal's last link is wrong.
+        """
+        with self._connection() as conn:
+            if len(records) < overlap or not is_head(Sql(conn, "sqlite"), records[-1]):
+                raise _Foreign("the journal does not have the entry that the index was folded up to")
+        if overlap == 2:
+            check_chain((records[0].seq, records[0].chain), records[1:])
+        self._linked = True
 
     def _fold(
         self, conn: Any, head: Head, records: list[Record], entries: list[Entry] | None = None
@@ -295,8 +335,10 @@ class PrivateLedger:
     # --- the ledger ----------------------------------------------------------------------------
 
     @contextmanager
-    def reading(self, *, probe: bool = True) -> Iterator[Sql]:
+    def reading(self, *, probe: bool = True, trusting: bool = False) -> Iterator[Sql]:
         """A view of the index, caught up first unless the caller has just done so.
+
+        *trusting* changes nothing: a private index that does not fit the journal is made anew.
 
         Raises:
             StoreUnavailable: the index turned out to be damaged meanwhile; it was thrown away.
@@ -331,6 +373,9 @@ class PrivateLedger:
         """One attempt to commit; the index is locked while the rule decides, not while bytes travel."""
         with self._turn():
             self._catch_up(check=True)
+            if not self._complete:
+                ledger.check_gaps(self.store)
+                self._complete = True
             try:
                 with self._connection() as conn:
                     conn.execute("BEGIN IMMEDIATE")
@@ -342,7 +387,7 @@ class PrivateLedger:
                     finally:
                         rolled_back(conn)
             except sqlite3.Error as error:
-                if not _locked(error):
+                if not is_locked(error):
                     self._discard()
                 raise SequenceTaken from None  # nothing was written: look again
             if session.accepted is not None:
@@ -393,7 +438,13 @@ class PrivateLedger:
             wipe(conn)
 
     def rebuild(self) -> None:
-        """Drop the index and fold it again, from the entries alone."""
+        """Drop the index and fold it again, from the entries alone, which are all checked first."""
+        ledger.check_gaps(self.store)
+        head = (0, codec.GENESIS)
+        for record in self.store.read(0) if self._shelved is None else self._shelved.entries(0):
+            check_chain(head, [record])
+            codec.decode(record)
+            head = (record.seq, record.chain)
         self._discard()
         self._begun = True
         self._catch_up(check=True)
@@ -436,6 +487,12 @@ def unpacked(shelved: Shelved, one: Checkpoint) -> Iterator[sqlite3.Connection |
         disk.remove_tree(folder)
 
 
+def _table_count(conn: sqlite3.Connection) -> int:
+    """Return how many of the index's tables are there."""
+    (count,) = conn.execute(_COUNT_TABLES).fetchone()
+    return int(count)
+
+
 def _tables(conn: sqlite3.Connection) -> list[tuple[Any, ...]]:
     return conn.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name").fetchall()
 
@@ -448,26 +505,22 @@ def _own_tables() -> list[tuple[Any, ...]]:
         return _tables(conn)
 
 
-def _locked(error: Exception) -> bool:
-    return isinstance(error, sqlite3.OperationalError) and ("locked" in str(error) or "busy" in str(error))
-
-
 class _Foreign(InvalidDocument):
     """The journal is not the one that the index was folded from."""
 
 
 class _PrivateSession:
-    def __init__(self, ledger: PrivateLedger, conn: Any) -> None:
-        self._ledger = ledger
+    def __init__(self, index: PrivateLedger, conn: Any) -> None:
+        self._index = index
         self._conn = conn
         self.sql = Sql(conn, "sqlite")
-        self.now = ledger.store.now()
+        self.now = index.store.now()
         self.accepted: tuple[Head, Record, Entry] | None = None
 
     def commit(self, record: Record, entry: Entry) -> None:
         """Fold on trial; the journal is written when the index is free again."""
         head = read_head(self.sql)
-        self._ledger._fold(self._conn, head, [record], [entry])
+        self._index._fold(self._conn, head, [record], [entry])
         self.accepted = (head, record, entry)
 
 

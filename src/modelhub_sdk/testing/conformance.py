@@ -30,8 +30,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from modelhub_sdk.errors import InvalidDocument
 from modelhub_sdk.formats import codec
-from modelhub_sdk.ports import Note, Record, SequenceTaken, Store
+from modelhub_sdk.ports import Note, Record, SequenceTaken, Store, SupportsGapCheck
 
 if TYPE_CHECKING:
     from modelhub_sdk.registry import Registry
@@ -152,13 +153,31 @@ class StoreConformance:
                 assert [one.seq for one in other.read(seq - 1)] == [seq]
 
     def test_reading_stops_at_a_gap(self, store: Store) -> None:
-        """`read` never jumps over a missing number."""
+        """`read` never jumps over a missing number: it ends there, or names the number that is missing."""
         for seq in (1, 2):
             store.append(record(seq))
         with suppress(SequenceTaken):  # a store may refuse to leave a gap at all
             store.append(record(4))
-        assert [one.seq for one in store.read(0)] == [1, 2]
-        assert list(store.read(2)) == []
+        for after, expected in ((0, [1, 2]), (2, [])):
+            seen: list[Record] = []
+            with suppress(InvalidDocument):
+                seen.extend(store.read(after))
+            assert [one.seq for one in seen] == expected
+
+    def test_a_gap_is_named(self, store: Store) -> None:
+        """A store that can look for gaps names the first missing number, and says nothing of a whole journal."""
+        if not isinstance(store, SupportsGapCheck):
+            pytest.skip("this store cannot look for gaps")
+        store.check_gaps()
+        for seq in range(1, 6):
+            store.append(record(seq))
+            store.check_gaps()
+        store.check_gaps(5)
+        for seq in (8, 9):
+            store.append(record(seq))
+        for after in (0, 3, 5):
+            with pytest.raises(InvalidDocument, match="no entry 6"):
+                store.check_gaps(after)
 
     def test_threads_never_share_a_number(self, store: Store) -> None:
         """*Once*, among eight threads of one handle: forty numbers, each with one winner."""
