@@ -149,7 +149,7 @@ class SqlStore:
 
     def read(self, after: int, limit: int | None = None) -> Iterator[Record]:
         """Yield the records after *after*, a few thousand at a time."""
-        left = limit
+        after, left = max(after, 0), limit
         while left is None or left > 0:
             count = _BATCH if left is None else min(left, _BATCH)
             with self.connection() as conn:
