@@ -407,10 +407,14 @@ def unstructure_inputs(inputs: Sequence[RunInput]) -> list[Any]:
     return [_converter().unstructure(one) for one in inputs]
 
 
-def structure_input(raw: Mapping[str, Any]) -> RunInput:
-    """Return one of the inputs that `unstructure_inputs` wrote."""
-    one: RunInput = _converter().structure(raw, RunInput)
-    return one
+def structure_inputs(raw: Any) -> tuple[RunInput, ...]:
+    """Return the inputs that `unstructure_inputs` wrote."""
+    return _structured(raw, tuple[RunInput, ...])
+
+
+def packages(raw: Any) -> Frozen:
+    """Return what was installed, name -> version, from the document that lists it."""
+    return Frozen(_structured(raw, dict[str, str]))
 
 
 @functools.cache
@@ -708,6 +712,7 @@ __all__ = [
     "entry_id",
     "loads",
     "outputs_of",
+    "packages",
     "parse_time",
     "print_time",
     "private_problems",
@@ -715,7 +720,7 @@ __all__ = [
     "read_event",
     "reason_of",
     "structure",
-    "structure_input",
+    "structure_inputs",
     "structure_lineage",
     "structure_version",
     "texts",
