@@ -464,9 +464,22 @@ def _converter() -> cattrs.Converter:
     )
     conv.register_structure_hook_factory(
         lambda cls: cls in ours,
-        lambda cls: make_dict_structure_fn(cls, conv, _cattrs_detailed_validation=False, **hooks(cls, 1)),
+        lambda cls: _of_mapping(
+            make_dict_structure_fn(cls, conv, _cattrs_detailed_validation=False, **hooks(cls, 1))
+        ),
     )
     return conv
+
+
+def _of_mapping(read: _Check) -> _Check:
+    """Return *read*, which takes a text for a mapping without any of its keys, for mappings alone."""
+
+    def checked(raw: Any, kind: Any) -> Any:
+        if not isinstance(raw, Mapping):
+            raise InvalidDocument(f"{shown(raw)} stands where a mapping belongs.")
+        return read(raw, kind)
+
+    return checked
 
 
 def values(raw: Mapping[str, Any]) -> Frozen:
@@ -560,6 +573,16 @@ def _rows_in(raw: list[Mapping[str, Any]], _type: Any) -> tuple[Frozen, ...]:
 def _outputs_in(raw: list[Mapping[str, Any]], _type: Any) -> tuple[Frozen, ...]:
     rows = _rows_in(raw, None)
     stored.files(*_columns(rows))
+    for row in rows:
+        if not all(isinstance(row.get(name) or {}, Mapping) for name in ("properties", "annotations")):
+            raise InvalidDocument("The properties or annotations of an output are no mapping.")
+    return rows
+
+
+def _alerts_in(raw: list[Mapping[str, Any]], _type: Any) -> tuple[Frozen, ...]:
+    rows = _rows_in(raw, None)
+    for row in rows:
+        stored.text(row["message"], "alert")
     return rows
 
 
@@ -599,6 +622,7 @@ def _many_in(conv: cattrs.Converter, kind: Any) -> Callable[[Any, Any], tuple[An
 _SNAPSHOT = (LineageRecord, RunRecord, LineageGraph, Node, Edge, Decision, Output, Alert, Use, AuditRecord)
 _ROWS = ("outputs", "alerts")  # values of their own there, plain mappings in events
 
+_Check = Callable[[Any, Any], Any]
 _Hooks = tuple[Callable[..., Any], Callable[..., Any]]
 _HOOKS: dict[str, _Hooks] = {
     "metrics": (_values_out, _values_in),
@@ -616,8 +640,6 @@ _HOOKS: dict[str, _Hooks] = {
     "outputs": (_rows_out, _rows_in),
     "alerts": (_rows_out, _rows_in),
 }
-
-_Check = Callable[[Any, Any], Any]
 
 
 def _number_in(raw: Any) -> int:
@@ -675,6 +697,8 @@ _READERS: dict[tuple[type, str], _Check] = {
     (VersionRegistered, "external"): _external_in,
     (RunInput, "files"): _read_files_in,
     (OutputsIngested, "outputs"): _outputs_in,
+    (OutputsIngested, "alerts"): _alerts_in,
+    (RunFinished, "alerts"): _alerts_in,
 }
 
 

@@ -222,6 +222,13 @@ class View:
         row = self.sql.one("SELECT max(number) FROM @version WHERE model = ? AND seq <= ?", model, self.at)
         return (row[0] if row else 0) or 0
 
+    def numbers(self, model: str) -> list[int]:
+        """Return the numbers of all versions of a model."""
+        rows = self.sql.all(
+            "SELECT number FROM @version WHERE model = ? AND seq <= ? ORDER BY number", model, self.at
+        )
+        return [row[0] for row in rows]
+
     def latest(self, model: str) -> int | None:
         """Return the highest number that is approved and not archived."""
         row = self.sql.one(_LATEST, model, self.at, self.at, self.at, self.at)

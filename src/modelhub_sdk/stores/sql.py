@@ -16,6 +16,7 @@ from modelhub_sdk.domain.events import Entry
 from modelhub_sdk.errors import (
     Busy,
     CredentialsRefused,
+    InvalidDocument,
     ModelHubError,
     NotAllowed,
     NotFound,
@@ -49,6 +50,27 @@ _DDL = {
     ),
 }
 _BATCH = 2000
+
+
+def _record(seq: int, scope: object, chain: object, body: object, private: object) -> Record:
+    """Return a row of the journal as a record; SQLite would keep anything in any column.
+
+    Raises:
+        InvalidDocument: text where bytes belong, or the reverse; the message names the entry.
+    """
+    if not (isinstance(scope, str) and isinstance(chain, str)):
+        name, cell = ("chain", chain) if isinstance(scope, str) else ("scope", scope)
+    elif not (isinstance(body, _BYTES) and isinstance(private, _BYTES)):
+        name, cell = ("private part", private) if isinstance(body, _BYTES) else ("body", body)
+    else:
+        return Record(seq, scope, chain, bytes(body), bytes(private))
+    raise InvalidDocument(
+        f"Entry {seq} of the journal cannot be read: its {name} is {shown(cell)}.",
+        hint="Run reg.verify(), and restore the journal from a backup.",
+    )
+
+
+_BYTES = (bytes, memoryview)
 
 
 class SqlStore:
@@ -146,7 +168,7 @@ class SqlStore:
             after += 1
             if seq != after:
                 break
-            found.append(Record(seq, scope, chain, bytes(body), bytes(private)))
+            found.append(_record(seq, scope, chain, body, private))
         return found
 
     def erase(self, seq: int, private: bytes) -> None:
