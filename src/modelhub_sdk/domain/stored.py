@@ -148,8 +148,11 @@ def file(path_: object, size_: object, digest_: object) -> File:
     Raises:
         InvalidDocument: its path, size or digest is none.
     """
-    good = path(path_)
-    return File(good, size(size_, f"size of {shown(good)}"), digest(digest_, f"digest of {shown(good)}"))
+    if not (is_path(path_) and is_size(size_) and is_digest(digest_)):
+        good = path(path_)
+        size(size_, f"size of {shown(good)}")
+        digest(digest_, f"digest of {shown(good)}")
+    return File(path_, size_, digest_)  # type: ignore[arg-type]
 
 
 def files(paths: list[Any], sizes: list[Any], digests: list[Any]) -> tuple[File, ...]:
@@ -158,6 +161,8 @@ def files(paths: list[Any], sizes: list[Any], digests: list[Any]) -> tuple[File,
     Raises:
         InvalidDocument: the path, size or digest of one of them is none.
     """
+    if len(paths) == 1:
+        return (file(paths[0], sizes[0], digests[0]),)
     if not (_are_paths(paths) and _are_sizes(sizes) and _are_digests(digests)):
         for one in zip(paths, sizes, digests, strict=True):
             file(*one)

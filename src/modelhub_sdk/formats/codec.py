@@ -100,7 +100,9 @@ def loads(data: object) -> Any:
         ValueError: it is neither text nor bytes, is no JSON, is nested too deeply for Python to read, or has
             half a character, which no database keeps.
     """
-    if isinstance(data, (bytes, bytearray, memoryview)):
+    if type(data) is bytes:
+        data = data.decode()
+    elif isinstance(data, (bytes, bytearray, memoryview)):
         data = bytes(data).decode()
     elif not isinstance(data, str):
         raise ValueError(f"it is {shown(data)} instead of text")
@@ -475,7 +477,7 @@ def _of_mapping(read: _Check) -> _Check:
     """Return *read*, which takes a text for a mapping without any of its keys, for mappings alone."""
 
     def checked(raw: Any, kind: Any) -> Any:
-        if not isinstance(raw, Mapping):
+        if type(raw) is not dict and not isinstance(raw, Mapping):
             raise InvalidDocument(f"{shown(raw)} stands where a mapping belongs.")
         return read(raw, kind)
 
