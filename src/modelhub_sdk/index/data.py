@@ -12,7 +12,7 @@ from modelhub_sdk.domain.values import Frozen
 from modelhub_sdk.errors import InvalidDocument, shown
 from modelhub_sdk.formats import codec, manifest
 from modelhub_sdk.index import search
-from modelhub_sdk.index.queries import View, all_values, field_values, seals_in, text_value
+from modelhub_sdk.index.queries import View, all_values, field_values, names_in, seals_in, text_value
 from modelhub_sdk.index.sql import parts
 
 _DATUM_ALIASES = "datum"
@@ -33,7 +33,8 @@ def has_dataset(view: View, name: str) -> bool:
 
 def dataset_names(view: View) -> list[str]:
     """Return all names of datasets."""
-    return [row[0] for row in view.sql.all("SELECT name FROM @dataset WHERE seq <= ? ORDER BY name", view.at)]
+    rows = view.sql.all("SELECT name FROM @dataset WHERE seq <= ? ORDER BY name", view.at)
+    return names_in(rows, "the datasets")
 
 
 def version_names(view: View, name: str) -> list[str]:
@@ -43,7 +44,7 @@ def version_names(view: View, name: str) -> list[str]:
         subject(name),
         view.at,
     )
-    return [row[0] for row in rows]
+    return names_in(rows, f"dataset://{name}/")
 
 
 def number_of(view: View, name: str, version: str) -> int | None:

@@ -116,6 +116,15 @@ class VersionState:
     fields: Mapping[str, str | None]
 
 
+def names_in(rows: Iterable[tuple[Any, ...]], what: str) -> list[str]:
+    """Return the names in the first column of *rows*: file systems make paths of them."""
+    found = [row[0] for row in rows]
+    for name in found:
+        if not stored.is_name(name):
+            raise codec.damaged_index(what, InvalidDocument(f"{shown(name)} is no name."))
+    return found
+
+
 def _text_of(value: object, model: str, name: str) -> str:
     """Return the value of a fact, which SQLite would also keep as bytes or as a number."""
     if type(value) is not str:
@@ -213,9 +222,8 @@ class View:
 
     def model_names(self) -> list[str]:
         """Return all names of models."""
-        return [
-            row[0] for row in self.sql.all("SELECT model FROM @model WHERE seq <= ? ORDER BY model", self.at)
-        ]
+        rows = self.sql.all("SELECT model FROM @model WHERE seq <= ? ORDER BY model", self.at)
+        return names_in(rows, "the models")
 
     def last_number(self, model: str) -> int:
         """Return the highest version number given, 0 for none."""
