@@ -866,7 +866,7 @@ class ModelFileSystem(_FileSystem):
             name = names.check_name(parts[0])
             if not view.has_model(name):
                 raise NoSuchFile(f"There is no model {shown(name)}.", hint=self._where(), nearest=())
-            return [f"v{number}" for number in range(1, view.last_number(name) + 1)]
+            return [f"v{number}" for number in view.numbers(name)]
 
 
 class DatasetFileSystem(_FileSystem):

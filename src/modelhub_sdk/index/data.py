@@ -258,7 +258,8 @@ def made_by(view: View, run_id: str) -> tuple[tuple[str, ...], tuple[str, ...], 
 
 def datum_aliases(view: View) -> dict[str, str]:
     """Return alias -> id of a datum."""
-    return {n[6:]: value for n, value in view.facts(_DATUM_ALIASES, 0) if n.startswith("alias:")}
+    found = {n[6:]: value for n, value in view.facts(_DATUM_ALIASES, 0) if n.startswith("alias:")}
+    return dict(zip(names_in(found.items(), "the aliases of datums"), found.values(), strict=True))
 
 
 def datum_alias(view: View, alias: str) -> str | None:
