@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import operator
 import os
 import re
@@ -260,8 +259,7 @@ def beside(events: Iterable[ev.Event]) -> set[str]:
 
 def kept_outputs(event: ev.OutputsIngested, document: Callable[[str], bytes]) -> set[str]:
     """Return the digests of outputs that are stored for their own sake, not for a version's."""
-    rows: Any = event.outputs if event.document is None else json.loads(document(event.document))
-    return {row["digest"] for row in rows if row.get("kept")}
+    return {row["digest"] for row in codec.outputs_of(event, document) if row.get("kept")}
 
 
 def moment_of(given: object, *, end_of_day: bool) -> datetime:

@@ -13,7 +13,6 @@ the digests there.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import stat
 import zipfile
@@ -399,7 +398,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple[Bundle, list[Source]]
     with archive:
         infos = _checked(where, archive)
         try:
-            raw = json.loads(archive.read(_RECORD))
+            raw = codec.loads(archive.read(_RECORD))
         except OSError as error:
             raise disk.unavailable(error, "read", where) from error
         except Exception as error:  # noqa: BLE001

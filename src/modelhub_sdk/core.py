@@ -47,7 +47,7 @@ from modelhub_sdk.errors import (
     shown,
 )
 from modelhub_sdk.formats import codec, manifest
-from modelhub_sdk.index.queries import NOW, View
+from modelhub_sdk.index.queries import NOW, View, cells
 from modelhub_sdk.ports import Record, SequenceTaken
 from modelhub_sdk.stores.ledger import Ledger, check_gaps
 from modelhub_sdk.stores.opening import Place, connect
@@ -175,7 +175,7 @@ class Core:
         """A consistent view of the state at entry *at*; see `Ledger.reading` for *probe*."""
         if self.closed:
             raise NotAllowed(f"The registry {shown(self.url, 200)} was closed.", hint="Open it again.")
-        with self.ledger.reading(probe=probe) as sql:
+        with self.ledger.reading(probe=probe) as sql, cells():
             yield View(sql, at)
 
     def writable(self) -> None:
@@ -253,7 +253,8 @@ class Core:
                 landed = self._landed(old, entry_id) if old <= seq else None
                 if landed is not None:
                     return codec.decode(landed)
-            events = tuple(decide(view, seal))
+            with cells():
+                events = tuple(decide(view, seal))
             if not events:
                 return None
             if not any(isinstance(event, ev.RegistryThawed) for event in events):

@@ -41,7 +41,7 @@ from fsspec.utils import tokenize
 from modelhub_sdk import active, hub, resolver, surroundings
 from modelhub_sdk.blobs import disk
 from modelhub_sdk.core import Core
-from modelhub_sdk.domain import names
+from modelhub_sdk.domain import names, stored
 from modelhub_sdk.domain.entities import Datum, File, Resolved
 from modelhub_sdk.domain.uri import DatasetURI, DatumURI, ModelURI, quote_path
 from modelhub_sdk.errors import (
@@ -133,7 +133,12 @@ class _Tree:
 
     @classmethod
     def of(cls, pinned: resolver.Pinned) -> _Tree:
-        """Return the tree of a version."""
+        """Return the tree of a version.
+
+        Raises:
+            InvalidDocument: a path could lead outside of it.
+        """
+        stored.check_paths(file.path for file in pinned.files)
         folders: dict[str, dict[str, bool]] = {"": {}}
         for file in pinned.files:
             parts = file.path.split("/")
@@ -861,7 +866,7 @@ class ModelFileSystem(_FileSystem):
             name = names.check_name(parts[0])
             if not view.has_model(name):
                 raise NoSuchFile(f"There is no model {shown(name)}.", hint=self._where(), nearest=())
-            return [f"v{number}" for number in range(1, view.last_number(name) + 1)]
+            return [f"v{number}" for number in view.numbers(name)]
 
 
 class DatasetFileSystem(_FileSystem):

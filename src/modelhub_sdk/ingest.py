@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import logging
 import os
 import re
@@ -28,7 +27,7 @@ from modelhub_sdk.domain import events as ev
 from modelhub_sdk.domain import names, rules
 from modelhub_sdk.domain.entities import Alert, File, IngestReport, ModelVersion, Output
 from modelhub_sdk.domain.uri import ModelURI, Number
-from modelhub_sdk.domain.values import Frozen, from_json, normalise, to_json
+from modelhub_sdk.domain.values import Frozen, normalise, to_json
 from modelhub_sdk.errors import (
     Busy,
     Conflict,
@@ -382,9 +381,7 @@ def _before(reg: Registry, key: str) -> ev.OutputsIngested | None:
 
 def _repeated(reg: Registry, before: ev.OutputsIngested, alerts: Sequence[Alert]) -> IngestReport:
     """Return the report of an ingest that was done before; the alerts are today's."""
-    rows = before.outputs
-    if before.document is not None:
-        rows = tuple(from_json(row) for row in json.loads(reg._core.document(before.document)))  # type: ignore[misc]
+    rows = codec.outputs_of(before, reg._core.document)
     outputs = tuple(
         Output(
             row["path"],

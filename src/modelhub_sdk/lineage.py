@@ -128,11 +128,20 @@ def metrics(core: Core, at: int, ref: object) -> dict[str, list[dict[str, Any]]]
         documents = runs.series(view, run_id_of(view, ref))
     found: dict[str, list[dict[str, Any]]] = {}
     for digest in documents:
-        for key, points in json.loads(core.document(digest)).items():
-            into = found.setdefault(key, [])
-            for step, stamp, value in points:
-                into.append({"step": step, "at": codec.parse_time(stamp), "value": _value(value)})
+        series = codec.read_document(core.document(digest), "the metrics of a run", _series)
+        for key, points in series.items():
+            found.setdefault(key, []).extend(points)
     return found
+
+
+def _series(raw: Any) -> dict[str, list[dict[str, Any]]]:
+    return {
+        key: [
+            {"step": step, "at": codec.parse_time(stamp), "value": _value(value)}
+            for step, stamp, value in points
+        ]
+        for key, points in raw.items()
+    }
 
 
 def _value(raw: Any) -> Any:
@@ -224,7 +233,7 @@ def _past(view: View, model: str, number: int) -> LineageRecord | None:
     seal = view.registered(model, number).history if view.state(model, number) else None
     text = view.texts([seal]).get(seal) if seal else None
     try:
-        return None if text is None else codec.structure_lineage(json.loads(text))
+        return None if text is None else codec.structure_lineage(codec.loads(text))
     except (KeyError, TypeError, ValueError):  # by a strange writer
         return None
 

@@ -586,7 +586,7 @@ def _remembered(core: Core, uri: _URI, stale_ok: timedelta | None, error: ModelH
     """
     kind: Any = {"ModelURI": ModelVersion, "DatasetURI": DatasetVersion}.get(type(uri).__name__, Datum)
     try:
-        raw = json.loads(core.cache().note(_pin_file(core, uri, _selector(uri))).read_bytes())
+        raw = codec.loads(core.cache().note(_pin_file(core, uri, _selector(uri))).read_bytes())
         version = codec.structure_version(raw["version"], kind)
         as_of = codec.parse_time(raw["as_of"])
         if raw["url"] != core.url or (isinstance(uri, ModelURI) and version.model != uri.name):

@@ -194,7 +194,11 @@ def _bytes(
     if version is None:
         _of_data(store, view, found)
     for model in view.model_names() if version is None else [version[0]]:
-        numbers = range(1, view.last_number(model) + 1) if version is None else [version[1]]
+        numbers = view.numbers(model) if version is None else [version[1]]
+        if version is None and numbers and numbers[-1] != len(numbers):
+            problems.append(
+                f"model://{model}: {len(numbers)} versions have numbers up to {numbers[-1]}, with gaps."
+            )
         for number in numbers:
             _of_version(store, view, model, number, found)
     if version is None:

@@ -41,6 +41,7 @@ from modelhub_sdk.blobs.disk import Progress, translated
 from modelhub_sdk.blobs.parallel import THREADS, each
 from modelhub_sdk.blobs.store import BlobStore
 from modelhub_sdk.blobs.whereabouts import bound, locate, parse_size
+from modelhub_sdk.domain import stored
 from modelhub_sdk.domain.entities import File
 from modelhub_sdk.errors import (
     Conflict,
@@ -688,9 +689,13 @@ class Cache:
         before, and in which nothing has another size, mtime or inode since, is returned without a lock
         and without a look at the blobs.
 
-        Raises as `fetch` does.
+        Raises as `fetch` does, and:
+
+        Raises:
+            InvalidDocument: a path could lead outside of the folder, or *digest* is none.
         """
         disk.check_verify(verify)
+        stored.check_paths(file.path for file in files)  # before anything is fetched
         name = digest if digest is not None else manifest.digest(files)
         if verify != "always" and (there := self._verified_folder(name)) is not None:
             if progress is not None:
@@ -722,9 +727,11 @@ class Cache:
         """Return the folder of *files* if all their bytes are cached already, else None (for offline use).
 
         Raises:
+            InvalidDocument: a path could lead outside of the folder, or *digest* is none.
             StoreUnavailable: the cache cannot be read, or its disk failed.
         """
         disk.check_verify(verify)
+        stored.check_paths(file.path for file in files)
         name = digest if digest is not None else manifest.digest(files)
         if verify != "always" and (there := self._verified_folder(name)) is not None:
             return there
@@ -756,7 +763,7 @@ class Cache:
         return None
 
     def _folder(self, digest: str) -> str:
-        return os.path.join(self._v1, "folders", digest[7:])
+        return os.path.join(self._v1, "folders", stored.digest(digest)[7:])
 
     def _as_verified(self, digest: str, final: str) -> bool:
         """Return whether the folder is in the very state in which it was verified; notes the use, at most hourly."""

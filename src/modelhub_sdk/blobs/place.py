@@ -35,6 +35,7 @@ from modelhub_sdk.blobs import disk, link, progress
 from modelhub_sdk.blobs.disk import translated
 from modelhub_sdk.blobs.progress import Watch
 from modelhub_sdk.blobs.staging import Facts, Get, above, descend, listing, look, stage
+from modelhub_sdk.domain import stored
 from modelhub_sdk.domain.entities import File
 from modelhub_sdk.errors import (
     Conflict,
@@ -98,7 +99,11 @@ def plan(
     unwanted), kept (ours too, and still wanted by others) or foreign. With *overwrite* foreign files
     at wanted paths are replaced, and other foreign files stay. The plan is to be refused if it has
     something `in_the_way`.
+
+    Raises:
+        InvalidDocument: a path could lead outside of the target.
     """
+    stored.check_paths(file.path for file in files)
     wanted = {file.path for file in files}
     missing = tuple(file for file in files if found.get(file.path) != "right")
     stale = tuple(sorted(path for path, state in found.items() if state == "ours" and path not in wanted))
@@ -149,11 +154,13 @@ def into(
     Raises:
         Conflict: something is in the way (named in the message), or changed meanwhile.
         InvalidName: *target*, *link* or *verify* cannot be used.
+        InvalidDocument: a path in *files* could lead outside of *target*.
         DigestMismatch: a file's bytes are wrong and could not be healed.
         StoreUnavailable: the disk refused; the target is as it was.
     """
     how = _check_link(link)
     disk.check_verify(verify)
+    stored.check_paths(file.path for file in files)  # before anything is made or fetched
     path = _checked_target(target, records)
     record_at = (
         None if records is None else Path(records, hashlib.sha256(os.fsencode(path)).hexdigest() + ".json")
@@ -929,7 +936,7 @@ def _read_record(path: str | os.PathLike[str], target: str | None) -> dict[str, 
             )
             for name, facts in body["files"].items()
         }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
 
 

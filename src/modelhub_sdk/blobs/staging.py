@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from modelhub_sdk.blobs import disk, link
 from modelhub_sdk.blobs.disk import Progress, translated
 from modelhub_sdk.blobs.parallel import each
+from modelhub_sdk.domain import stored
 from modelhub_sdk.domain.entities import File
 from modelhub_sdk.errors import Conflict, DigestMismatch, shown
 
@@ -98,7 +99,11 @@ def stage(
 
     *how* is as in `into`, or "share": hard links first, for folders inside the cache. With
     *frozen* everything but *top* itself is read-only, and nothing is synced that is only a link.
+
+    Raises:
+        InvalidDocument: a path could lead outside of *top*; nothing was made.
     """
+    stored.check_paths(file.path for file in files)
     with translated("write to", top):
         os.mkdir(top, 0o777)
         if os.stat(top).st_mode & 0o700 != 0o700:

@@ -195,7 +195,7 @@ class _Note:
             tag, digest, size = raw["tag"], raw["digest"], raw["size"]
             if (tag is None or isinstance(tag, str)) and isinstance(digest, str) and isinstance(size, int):
                 self.tag, self.digest, self.size = tag, digest, size
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass
 
     def path(self) -> Path | None:

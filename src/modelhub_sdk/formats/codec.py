@@ -9,14 +9,16 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import attrs
 import cattrs
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
+from modelhub_sdk.domain import stored
 from modelhub_sdk.domain.entities import (
     Alert,
     Attachment,
@@ -34,14 +36,24 @@ from modelhub_sdk.domain.entities import (
 from modelhub_sdk.domain.events import (
     FORMAT,
     KINDS,
+    DatasetAliasMoved,
+    DatasetVersionCreated,
     DatumNoted,
     Entry,
     Event,
     External,
+    OutputsIngested,
+    Redacted,
+    RegistryCreated,
+    RunFinished,
+    RunStarted,
     Sealed,
     Sealer,
     Unknown,
     UseNoted,
+    VersionAttached,
+    VersionPurged,
+    VersionRegistered,
 )
 from modelhub_sdk.domain.lineage import (
     Code,
@@ -68,6 +80,9 @@ MAX_BODY = 1_000_000
 """Bytes of one entry's body; what is larger goes into documents."""
 
 
+MAX_DEPTH = 200
+"""Levels of nesting in what this release keeps and does not know: an event of a later release."""
+
 _canonical = json.JSONEncoder(
     ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False
 ).encode
@@ -78,6 +93,33 @@ def dumps(value: Any) -> bytes:
     return _canonical(value).encode()
 
 
+def loads(data: object) -> Any:
+    """Return what the JSON text or UTF-8 bytes *data* hold; it may have been written by anybody.
+
+    Raises:
+        ValueError: it is neither text nor bytes, is no JSON, is nested too deeply for Python to read, or has
+            half a character, which no database keeps.
+    """
+    if type(data) is bytes:
+        data = data.decode()
+    elif isinstance(data, (bytes, bytearray, memoryview)):
+        data = bytes(data).decode()
+    elif not isinstance(data, str):
+        raise ValueError(f"it is {shown(data)} instead of text")
+    elif not data.isascii():
+        data.encode()
+    try:
+        value = json.loads(data)
+        if "\\u" in data and _HALF.search(data):  # an escape, of half a character or of a whole one
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return value
+
+
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+
+
 def print_time(at: datetime) -> str:
     """Return an aware time as ``2026-08-01T10:00:00.000000Z``."""
     return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
@@ -85,7 +127,7 @@ def print_time(at: datetime) -> str:
 
 def parse_time(text: str) -> datetime:
     """Return the aware UTC time that `print_time` printed."""
-    if len(text) != 27 or text[26] != "Z":
+    if not isinstance(text, str) or len(text) != 27 or text[26] != "Z":
         raise InvalidDocument(f"{shown(text)} is not a time of the form 2026-08-01T10:00:00.000000Z.")
     return datetime.fromisoformat(text[:26]).replace(tzinfo=UTC)
 
@@ -143,7 +185,9 @@ def decode(record: Record) -> Entry:
         JournalTooNew: it needs a newer release.
     """
     try:
-        raw = json.loads(record.body)
+        if len(record.body) > MAX_BODY:
+            raise ValueError(f"it has {len(record.body):,} bytes, and {MAX_BODY:,} is the limit")
+        raw = loads(record.body)
         if raw["min_reader"] > FORMAT:
             raise JournalTooNew(
                 f"Entry {record.seq} of the journal needs a newer modelhub_sdk (format {raw['min_reader']}, "
@@ -153,12 +197,12 @@ def decode(record: Record) -> Entry:
         if raw["seq"] != record.seq or raw["scope"] != record.scope:
             raise ValueError("its number or scope is not that of its place")
         return Entry(
-            seq=raw["seq"],
-            id=raw["id"],
-            scope=raw["scope"],
+            seq=stored.size(raw["seq"], "number of the entry"),
+            id=stored.text(raw["id"], "id of the entry"),
+            scope=stored.text(raw["scope"], "scope"),
             at=parse_time(raw["at"]),
-            actor=raw["actor"],
-            via=Frozen(raw["via"]),
+            actor=Sealed(stored.text(raw["actor"], "actor")),
+            via=Frozen({key: stored.text(value, "via") for key, value in raw["via"].items()}),
             events=tuple(structure(item) for item in raw["events"]),
             private=texts(record),
             format=raw["format"],
@@ -169,9 +213,16 @@ def decode(record: Record) -> Entry:
         raise
     except Exception as error:  # noqa: BLE001  # any damage at all becomes one typed error that names the entry
         raise InvalidDocument(
-            f"Entry {record.seq} of the journal cannot be read: {type(error).__name__}: {shown(str(error))}.",
+            f"Entry {record.seq} of the journal cannot be read: {reason_of(error)}.",
             hint="Run reg.verify(), and restore the journal from a backup.",
         ) from None
+
+
+def reason_of(error: Exception) -> str:
+    """Return why something that was stored cannot be read, for the message of an error that says what it is."""
+    if isinstance(error, InvalidDocument):
+        return error.message.removesuffix(".")
+    return f"{type(error).__name__}: {shown(str(error))}"
 
 
 def _cut(body: bytes, events: list[Any]) -> tuple[str, ...]:
@@ -184,7 +235,10 @@ def _cut(body: bytes, events: list[Any]) -> tuple[str, ...]:
 
 def texts(record: Record) -> Mapping[str, str]:
     """Return the private texts of *record*, seal -> text; erased ones are missing."""
-    return Frozen({digest: text for digest, (_salt, text) in _private(record).items()})
+    found = Frozen({digest: text for digest, (_salt, text) in _private(record).items()})
+    if not all(type(text) is str for text in found.values()):
+        raise InvalidDocument("A private text is no text.")
+    return found
 
 
 def without(record: Record, digests: set[str]) -> bytes:
@@ -202,7 +256,8 @@ def private_problems(record: Record) -> list[str]:
 
 
 def _private(record: Record) -> dict[str, list[str]]:
-    return json.loads(record.private) if record.private else {}
+    found: dict[str, list[str]] = loads(record.private) if record.private else {}
+    return found
 
 
 def entry_id(record: Record) -> str | None:
@@ -245,12 +300,90 @@ def documents(entry: Entry) -> tuple[str, ...]:
 
 
 def structure(raw: Mapping[str, Any]) -> Event:
-    """Return the event of plain JSON types *raw*; unknown fields are ignored, unknown kinds are kept."""
+    """Return the event of plain JSON types *raw*; unknown fields are ignored, unknown kinds are kept.
+
+    Raises:
+        InvalidDocument: a path, name, size or digest in it could lead outside of a folder (`domain.stored`), or
+            something of an unknown kind is nested too deeply. Other damage raises KeyError, TypeError, ValueError …
+    """
     cls = KINDS.get(raw["kind"])
     if cls is None:
-        return Unknown(name=raw["kind"], data=Frozen(raw))
+        _check_depth(raw)
+        return Unknown(name=stored.text(raw["kind"], "kind"), data=Frozen(raw))
+    if not raw.keys() <= _fields(cls):  # type: ignore[arg-type]  # of a later release
+        _check_depth(raw)
     event: Event = _converter().structure(raw, cls)
     return event
+
+
+@functools.cache
+def _fields(cls: Any) -> frozenset[str]:
+    return frozenset(("kind", *(spec.name for spec in attrs.fields(cls))))
+
+
+def _check_depth(raw: Any) -> None:
+    """Raise InvalidDocument if something is nested so deeply that others cannot walk through it."""
+    level = [raw]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, (dict, list))
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return
+    raise InvalidDocument(f"Something in it is nested deeper than {MAX_DEPTH} levels.")
+
+
+def read_event(doc: object, what: str) -> Event:
+    """Return the event that the index keeps as JSON in the cell *doc*; *what* says of what it is.
+
+    Raises:
+        InvalidDocument: no registry writes that; the message names *what*.
+    """
+    try:
+        return structure(loads(doc))
+    except Exception as error:  # noqa: BLE001  # any damage at all becomes one typed error
+        raise damaged_index(what, error) from None
+
+
+def damaged_index(what: str, error: Exception) -> InvalidDocument:
+    """Return the error for what the index holds of *what* and no registry writes; *error* says why."""
+    return InvalidDocument(
+        f"The index holds of {what} what no registry writes: {reason_of(error)}.",
+        hint="reg.rebuild_index() makes the index anew from the journal; reg.verify() compares the two.",
+    )
+
+
+def read_document(data: bytes, what: str, read: Callable[[Any], T]) -> T:
+    """Return what *read* makes of the JSON of a document; *what* says of what it is.
+
+    Raises:
+        InvalidDocument: it is no such document.
+    """
+    try:
+        return read(loads(data))
+    except Exception as error:  # noqa: BLE001  # any damage at all becomes one typed error
+        raise InvalidDocument(
+            f"The document with {what} cannot be used: {reason_of(error)}.",
+            hint="Run reg.verify(), and restore that file in the artifact store from a backup.",
+        ) from None
+
+
+def outputs_of(event: OutputsIngested, document: Callable[[str], bytes]) -> tuple[Frozen, ...]:
+    """Return the outputs that an ingest recorded, wherever they stand; each has a path, a size and a digest.
+
+    Raises:
+        InvalidDocument: the document that lists them does not.
+    """
+    if event.document is None:
+        return event.outputs  # type: ignore[return-value]
+    return read_document(
+        document(event.document),
+        f"the outputs of {event.run_id or event.key}",
+        lambda raw: _outputs_in(raw, None),
+    )
 
 
 def unstructure_version(version: ModelVersion | DatasetVersion | Datum) -> dict[str, Any]:
@@ -267,10 +400,12 @@ def structure_version(raw: Mapping[str, Any], kind: type[V]) -> V:
 def _structured(raw: Any, kind: type[T]) -> T:
     try:
         return _converter().structure(raw, kind)
-    except (AttributeError, cattrs.StructureHandlerNotFoundError, cattrs.BaseValidationError) as error:
+    except ModelHubError as error:  # a path, a time, a value
+        raise ValueError(error.message) from None
+    except (KeyError, TypeError, ValueError):
+        raise
+    except Exception as error:  # noqa: BLE001  # whatever strange JSON makes the converter raise
         raise ValueError(str(type(error).__name__)) from None
-    except ModelHubError as error:  # a time, a value
-        raise ValueError(str(error)) from None
 
 
 def unstructure_lineage(record: LineageRecord) -> dict[str, Any]:
@@ -289,10 +424,14 @@ def unstructure_inputs(inputs: Sequence[RunInput]) -> list[Any]:
     return [_converter().unstructure(one) for one in inputs]
 
 
-def structure_input(raw: Mapping[str, Any]) -> RunInput:
-    """Return one of the inputs that `unstructure_inputs` wrote."""
-    one: RunInput = _converter().structure(raw, RunInput)
-    return one
+def structure_inputs(raw: Any) -> tuple[RunInput, ...]:
+    """Return the inputs that `unstructure_inputs` wrote."""
+    return _structured(raw, tuple[RunInput, ...])
+
+
+def packages(raw: Any) -> Frozen:
+    """Return what was installed, name -> version, from the document that lists it."""
+    return Frozen(_structured(raw, dict[str, str]))
 
 
 @functools.cache
@@ -318,14 +457,22 @@ def _converter() -> cattrs.Converter:
         *_SNAPSHOT,
     )
     ours = frozenset((*parts, *KINDS.values()))
+    conv.register_structure_hook(str, lambda raw, _: stored.text(raw))
+    conv.register_structure_hook(int, lambda raw, _: stored.integer(raw))
+    conv.register_structure_hook(bool, lambda raw, _: _bool_in(raw))
+    conv.register_structure_hook(float, lambda raw, _: _float_in(raw))
+    conv.register_structure_hook_factory(_is_many, lambda kind: _many_in(conv, kind))
 
     def hooks(cls: type, which: int) -> Any:
         name = ("unstruct_hook", "struct_hook")[which]
-        return {
+        found = {
             spec.name: override(**{name: _HOOKS[spec.name][which]})  # type: ignore[arg-type]
             for spec in attrs.fields(cls)
             if spec.name in _HOOKS and not (cls in _SNAPSHOT and spec.name in _ROWS)
         }
+        return found | (
+            {spec.name: override(struct_hook=check) for spec, check in _checks(cls)} if which else {}
+        )
 
     # By factory, so that each class is prepared when it is first met: all of them would cost 30 ms at start.
     conv.register_unstructure_hook_factory(
@@ -334,9 +481,22 @@ def _converter() -> cattrs.Converter:
     )
     conv.register_structure_hook_factory(
         lambda cls: cls in ours,
-        lambda cls: make_dict_structure_fn(cls, conv, _cattrs_detailed_validation=False, **hooks(cls, 1)),
+        lambda cls: _of_mapping(
+            make_dict_structure_fn(cls, conv, _cattrs_detailed_validation=False, **hooks(cls, 1))
+        ),
     )
     return conv
+
+
+def _of_mapping(read: _Check) -> _Check:
+    """Return *read*, which takes a text for a mapping without any of its keys, for mappings alone."""
+
+    def checked(raw: Any, kind: Any) -> Any:
+        if type(raw) is not dict and not isinstance(raw, Mapping):
+            raise InvalidDocument(f"{shown(raw)} stands where a mapping belongs.")
+        return read(raw, kind)
+
+    return checked
 
 
 def values(raw: Mapping[str, Any]) -> Frozen:
@@ -363,7 +523,38 @@ def _files_out(files: tuple[File, ...]) -> list[dict[str, Any]]:
 
 
 def _files_in(raw: list[Mapping[str, Any]], _type: Any) -> tuple[File, ...]:
-    return tuple(File(row["path"], row["size"], row["digest"]) for row in raw)
+    return stored.files(*_columns(raw))
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[Any], list[Any]]:
+    return [row["path"] for row in rows], [row["size"] for row in rows], [row["digest"] for row in rows]
+
+
+def _files_of_version_in(raw: list[Mapping[str, Any]], _type: Any) -> tuple[File, ...]:
+    files = _files_in(raw, None)
+    _check_distinct([file.path for file in files])
+    return files
+
+
+def _external_in(raw: list[Mapping[str, Any]], _type: Any) -> tuple[External, ...]:
+    found = tuple([_converter().structure(row, External) for row in raw])
+    _check_distinct([one.path for one in found])
+    return found
+
+
+def _check_distinct(paths: list[str]) -> None:
+    if len(set(paths)) < len(paths):
+        raise InvalidDocument("A version has two files of one path.")
+
+
+def _read_files_in(raw: list[Mapping[str, Any]], _type: Any) -> tuple[File, ...]:
+    """Return the files that a run read: their names come from anywhere, and are never placed."""
+    return tuple(
+        [
+            File(stored.text(row["path"]), stored.size(row["size"]), stored.digest(row["digest"]))
+            for row in raw
+        ]
+    )
 
 
 def _packages_out(packages: Any) -> Any:
@@ -379,7 +570,13 @@ def _weights_out(weights: Mapping[int, int]) -> dict[str, int]:
 
 
 def _weights_in(raw: Mapping[str, int], _type: Any) -> Frozen:
-    return Frozen({int(number): weight for number, weight in raw.items()})
+    found = {int(number): weight for number, weight in raw.items()}
+    if not found or not all(
+        type(weight) is int and 0 < weight <= stored.MAX_NUMBER and 0 < number <= stored.MAX_NUMBER
+        for number, weight in found.items()
+    ):
+        raise InvalidDocument("The weights of an alias are no whole numbers above 0.")
+    return Frozen(found)
 
 
 def _rows_out(rows: tuple[Mapping[str, Any], ...]) -> list[Any]:
@@ -387,12 +584,62 @@ def _rows_out(rows: tuple[Mapping[str, Any], ...]) -> list[Any]:
 
 
 def _rows_in(raw: list[Mapping[str, Any]], _type: Any) -> tuple[Frozen, ...]:
-    return tuple(_values_in(row, None) for row in raw)
+    return tuple([_values_in(row, None) for row in raw])
+
+
+def _outputs_in(raw: list[Mapping[str, Any]], _type: Any) -> tuple[Frozen, ...]:
+    rows = _rows_in(raw, None)
+    stored.files(*_columns(rows))
+    for row in rows:
+        if not all(isinstance(row.get(name) or {}, Mapping) for name in ("properties", "annotations")):
+            raise InvalidDocument("The properties or annotations of an output are no mapping.")
+    return rows
+
+
+def _alerts_in(raw: list[Mapping[str, Any]], _type: Any) -> tuple[Frozen, ...]:
+    rows = _rows_in(raw, None)
+    for row in rows:
+        stored.text(row["message"], "alert")
+    return rows
+
+
+def _seals_in(raw: Mapping[str, Any], _type: Any) -> Frozen:
+    return Frozen({key: None if seal is None else stored.text(seal, key) for key, seal in raw.items()})
+
+
+def _bool_in(raw: Any) -> bool:
+    if type(raw) is not bool:
+        raise InvalidDocument(f"{shown(raw)} stands where true or false belongs.")
+    return raw
+
+
+def _float_in(raw: Any) -> float:
+    if type(raw) not in (float, int):
+        raise InvalidDocument(f"{shown(raw)} stands where a number belongs.")
+    return float(raw)
+
+
+def _is_many(kind: Any) -> bool:
+    return get_origin(kind) is tuple and get_args(kind)[1:] == (Ellipsis,)
+
+
+def _many_in(conv: cattrs.Converter, kind: Any) -> Callable[[Any, Any], tuple[Any, ...]]:
+    """Return what reads a list; a text is none, though it can be walked through like one."""
+    item = get_args(kind)[0]
+    hook = conv.get_structure_hook(item)
+
+    def read(raw: Any, _type: Any) -> tuple[Any, ...]:
+        if not isinstance(raw, (list, tuple)):
+            raise InvalidDocument(f"{shown(raw)} stands where a list belongs.")
+        return tuple([hook(one, item) for one in raw])
+
+    return read
 
 
 _SNAPSHOT = (LineageRecord, RunRecord, LineageGraph, Node, Edge, Decision, Output, Alert, Use, AuditRecord)
 _ROWS = ("outputs", "alerts")  # values of their own there, plain mappings in events
 
+_Check = Callable[[Any, Any], Any]
 _Hooks = tuple[Callable[..., Any], Callable[..., Any]]
 _HOOKS: dict[str, _Hooks] = {
     "metrics": (_values_out, _values_in),
@@ -411,22 +658,110 @@ _HOOKS: dict[str, _Hooks] = {
     "alerts": (_rows_out, _rows_in),
 }
 
+
+def _number_in(raw: Any) -> int:
+    return stored.integer(raw, "number", 0, stored.MAX_NUMBER)
+
+
+def _digests_in(raw: Any) -> tuple[str, ...]:
+    return tuple([stored.digest(one) for one in raw])
+
+
+def _paths_in(raw: Any) -> tuple[str, ...]:
+    return tuple([stored.path(one) for one in raw])
+
+
+# The wall, by the name of a field: what may become part of a path, or goes into a column of 64 bits.
+_WALL: dict[str, Callable[[Any], Any]] = {
+    "model": stored.name,
+    "dataset": stored.name,
+    "alias": stored.name,
+    "datum": stored.name,
+    "run_id": stored.name,
+    "number": _number_in,
+    "attempt": _number_in,
+    "size": stored.size,
+    "digest": stored.digest,
+    "manifest": stored.digest,
+    "document": stored.digest,
+    "digests": _digests_in,
+}
+# And where a name means something else.
+_WALL_OF: dict[tuple[type, str], Callable[[Any], Any]] = {
+    (Redacted, "model"): stored.text,  # what keys it in the index: dataset:<name>, run:<id>
+    (UseNoted, "model"): stored.text,
+    (RegistryCreated, "id"): stored.name,
+    (DatumNoted, "id"): stored.name,
+    (DatumNoted, "name"): stored.path,
+    (Datum, "id"): stored.name,
+    (Datum, "name"): stored.path,
+    (VersionAttached, "name"): stored.path,
+    (Attachment, "name"): stored.path,
+    (VersionPurged, "paths"): _paths_in,
+    (External, "path"): stored.path,
+    (Output, "path"): stored.path,
+    (File, "path"): stored.path,
+    (DatasetVersionCreated, "version"): stored.name,
+    (DatasetAliasMoved, "version"): stored.name,
+    (DatasetVersion, "version"): stored.name,
+    (RunStarted, "packages"): stored.digest,
+    (RunFinished, "series"): stored.digest,
+    (RunFinished, "traceback"): stored.digest,
+}
+_READERS: dict[tuple[type, str], _Check] = {
+    (VersionRegistered, "files"): _files_of_version_in,
+    (DatasetVersionCreated, "files"): _files_of_version_in,
+    (VersionRegistered, "external"): _external_in,
+    (RunInput, "files"): _read_files_in,
+    (OutputsIngested, "outputs"): _outputs_in,
+    (OutputsIngested, "alerts"): _alerts_in,
+    (RunFinished, "alerts"): _alerts_in,
+}
+
+
+def _checks(cls: type) -> Iterator[tuple[Any, _Check]]:
+    """Yield the fields of *cls* that are checked when they are read, each with what reads it."""
+    for spec in attrs.fields(cls):
+        if (cls, spec.name) in _READERS:
+            yield spec, _READERS[cls, spec.name]
+        elif issubclass(cls, Event) and spec.name in ("texts", "fields"):
+            yield spec, _seals_in
+        elif (check := _WALL_OF.get((cls, spec.name), _WALL.get(spec.name))) is not None:
+            yield spec, _check_or_none(check) if spec.default is None else _check_always(check)
+
+
+def _check_always(check: Callable[[Any], Any]) -> _Check:
+    return lambda raw, _type: check(raw)
+
+
+def _check_or_none(check: Callable[[Any], Any]) -> _Check:
+    return lambda raw, _type: None if raw is None else check(raw)
+
+
 __all__ = [
     "GENESIS",
     "MAX_BODY",
+    "MAX_DEPTH",
     "Sealed",
     "Sealer",
     "chain",
+    "damaged_index",
     "decode",
     "documents",
     "dumps",
     "encode",
     "entry_id",
+    "loads",
+    "outputs_of",
+    "packages",
     "parse_time",
     "print_time",
     "private_problems",
+    "read_document",
+    "read_event",
+    "reason_of",
     "structure",
-    "structure_input",
+    "structure_inputs",
     "structure_lineage",
     "structure_version",
     "texts",

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from modelhub_sdk.domain import stored
 from modelhub_sdk.domain.entities import File
 from modelhub_sdk.domain.names import check_path, check_paths
 from modelhub_sdk.errors import InvalidDocument, InvalidName, shown
@@ -24,10 +24,9 @@ from modelhub_sdk.errors import InvalidDocument, InvalidName, shown
 MAX_FILES = 1_000_000
 """More files than this are refused: in a version, and in a manifest that is read."""
 
-MAX_SIZE = 2**63 - 1
+MAX_SIZE = stored.MAX_INT
 """The largest size of one file, in bytes."""
 
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _KEYS = {"algorithm", "digest", "name", "size"}
 
 
@@ -60,7 +59,7 @@ def resources(files: Iterable[File]) -> list[dict[str, str]]:
 
 def is_digest(text: object) -> bool:
     """Return whether *text* is ``sha256:`` and 64 lower-case hex digits."""
-    return isinstance(text, str) and _DIGEST.fullmatch(text) is not None
+    return stored.is_digest(text)
 
 
 def encode(files: Sequence[File]) -> bytes:
@@ -76,15 +75,15 @@ def encode(files: Sequence[File]) -> bytes:
 def decode(data: bytes, *, source: str = "manifest") -> tuple[File, ...]:
     """Return the files of the manifest *data*, in its order.
 
-    Anything but the canonical bytes of a valid manifest is refused: another spelling of the same
-    files would have another digest.
+    Whatever any release registered is read (`domain.stored`), also what none would take today. Anything but
+    the canonical bytes of a manifest is refused: another spelling of the same files would have another digest.
 
     Raises:
         InvalidDocument: *data* is not such a manifest; *source* says where it came from.
     """
     try:
         rows = json.loads(data.decode("utf-8"))
-    except (UnicodeDecodeError, ValueError, RecursionError) as exc:
+    except (ValueError, RecursionError) as exc:
         raise InvalidDocument(
             f"The {source} is not JSON: it is torn or not a manifest.",
             hint="Restore it from a copy of the store.",
@@ -92,7 +91,7 @@ def decode(data: bytes, *, source: str = "manifest") -> tuple[File, ...]:
     if not isinstance(rows, list):
         raise _bad(source, "it is not a list")
     files = tuple(_file(row, index, source) for index, row in enumerate(rows))
-    check(files, source)
+    _check_order(files, source)
     if canonical(files) != data:
         raise _bad(source, "it is not in the canonical form (spacing, order of keys or of files)")
     return files
@@ -107,14 +106,14 @@ def _file(row: Any, index: int, source: str) -> File:
         raise _bad(source, f"item {index} has a name that is not text")
     if not isinstance(row["digest"], str):
         raise _bad(source, f"the digest of {shown(row['name'])} is not text")
-    return File(row["name"], row["size"], "sha256:" + row["digest"])
+    try:
+        return stored.file(row["name"], row["size"], "sha256:" + row["digest"])
+    except InvalidDocument as exc:
+        raise _bad(source, exc.message.removesuffix(".")) from exc
 
 
 def check(files: Sequence[File], source: str) -> None:
-    """Raise InvalidDocument, naming *source*, unless *files* are a manifest: paths, sizes, digests, in order."""
-    if len(files) > MAX_FILES:
-        raise _bad(source, f"it lists {len(files)} files, more than {MAX_FILES}")
-    previous: str | None = None
+    """Raise InvalidDocument, naming *source*, unless *files* may be registered: paths, sizes, digests, in order."""
     for file in files:
         try:
             check_path(file.path)
@@ -125,13 +124,21 @@ def check(files: Sequence[File], source: str) -> None:
             raise _bad(source, f"the size of {shown(file.path)} is {shown(size)}, not 0 … 2**63-1")
         if not is_digest(file.digest):
             raise _bad(source, f"the digest of {shown(file.path)} is not 64 lower-case hex digits")
-        if previous is not None and file.path <= previous:
-            raise _bad(source, f"{shown(file.path)} is listed twice or out of order")
-        previous = file.path
+    _check_order(files, source)
     try:
         check_paths([file.path for file in files])
     except InvalidName as exc:
         raise _bad(source, str(exc)) from exc
+
+
+def _check_order(files: Sequence[File], source: str) -> None:
+    if len(files) > MAX_FILES:
+        raise _bad(source, f"it lists {len(files)} files, more than {MAX_FILES}")
+    previous: str | None = None
+    for file in files:
+        if previous is not None and file.path <= previous:
+            raise _bad(source, f"{shown(file.path)} is listed twice or out of order")
+        previous = file.path
 
 
 def _bad(source: str, problem: str) -> InvalidDocument:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from modelhub_sdk.domain import events as ev
+from modelhub_sdk.domain import stored
 from modelhub_sdk.domain.entities import Dataset, DatasetVersion, Datum
 from modelhub_sdk.domain.query import Order, Query
 from modelhub_sdk.domain.values import Frozen
+from modelhub_sdk.errors import InvalidDocument, shown
 from modelhub_sdk.formats import codec, manifest
 from modelhub_sdk.index import search
-from modelhub_sdk.index.queries import View, all_values, field_values, seals_in, text_value
+from modelhub_sdk.index.queries import View, all_values, field_values, names_in, seals_in, text_value
 from modelhub_sdk.index.sql import parts
 
 _DATUM_ALIASES = "datum"
@@ -33,7 +33,8 @@ def has_dataset(view: View, name: str) -> bool:
 
 def dataset_names(view: View) -> list[str]:
     """Return all names of datasets."""
-    return [row[0] for row in view.sql.all("SELECT name FROM @dataset WHERE seq <= ? ORDER BY name", view.at)]
+    rows = view.sql.all("SELECT name FROM @dataset WHERE seq <= ? ORDER BY name", view.at)
+    return names_in(rows, "the datasets")
 
 
 def version_names(view: View, name: str) -> list[str]:
@@ -43,7 +44,7 @@ def version_names(view: View, name: str) -> list[str]:
         subject(name),
         view.at,
     )
-    return [row[0] for row in rows]
+    return names_in(rows, f"dataset://{name}/")
 
 
 def number_of(view: View, name: str, version: str) -> int | None:
@@ -68,7 +69,7 @@ def last_number(view: View, name: str) -> int:
 def aliases(view: View, name: str) -> dict[str, str]:
     """Return alias -> name of the version."""
     facts = view.facts(subject(name), 0)
-    return {n[6:]: json.loads(value)["version"] for n, value in sorted(facts) if n.startswith("alias:")}
+    return {n[6:]: codec.loads(value)["version"] for n, value in sorted(facts) if n.startswith("alias:")}
 
 
 def datasets(
@@ -122,9 +123,10 @@ def born(view: View, name: str, number: int) -> ev.DatasetVersionCreated:
         subject(name),
         number,
     )
-    event = codec.structure(json.loads(row[0] if row else "{}"))
+    event = codec.read_event(row[0] if row else "{}", f"version {number} of dataset://{name}")
     if not isinstance(event, ev.DatasetVersionCreated):
-        raise TypeError(event.kind)
+        bad = InvalidDocument(f"It is an event of another kind ({shown(event.kind)}).")
+        raise codec.damaged_index(f"version {number} of dataset://{name}", bad)
     return event
 
 
@@ -256,7 +258,8 @@ def made_by(view: View, run_id: str) -> tuple[tuple[str, ...], tuple[str, ...], 
 
 def datum_aliases(view: View) -> dict[str, str]:
     """Return alias -> id of a datum."""
-    return {n[6:]: value for n, value in view.facts(_DATUM_ALIASES, 0) if n.startswith("alias:")}
+    found = {n[6:]: value for n, value in view.facts(_DATUM_ALIASES, 0) if n.startswith("alias:")}
+    return dict(zip(names_in(found.items(), "the aliases of datums"), found.values(), strict=True))
 
 
 def datum_alias(view: View, alias: str) -> str | None:
@@ -283,7 +286,12 @@ def datum(view: View, id_: str) -> Datum | None:
         return None
     entry = view.entries([row[4]])[row[4]]
     texts = view.texts([entry[1]])
-    raw: dict[str, Any] = next((d for d in json.loads(row[5])["datums"] if d["id"] == id_), {})
+    event = codec.read_event(row[5], f"datum://{id_}")
+    noted = next((d for d in getattr(event, "datums", ()) if d.id == id_), None)
+    try:
+        file = stored.file(*row[:3])
+    except InvalidDocument as error:
+        raise codec.damaged_index(f"datum://{id_}", error) from None
     pointing = view.sql.all(
         "SELECT name FROM @fact WHERE model = ? AND number = 0 AND value = ? AND since <= ? AND until > ? ORDER BY name",
         _DATUM_ALIASES,
@@ -293,10 +301,10 @@ def datum(view: View, id_: str) -> Datum | None:
     )
     return Datum(
         id=id_,
-        name=row[0],
-        size=row[1],
-        digest=row[2],
-        properties=codec.values(raw.get("fields", {})),
+        name=file.path,
+        size=file.size,
+        digest=file.digest,
+        properties=Frozen() if noted is None else noted.fields,
         tags=all_values(view.facts("datum:" + id_, 0), "tag"),
         aliases=tuple(name[6:] for (name,) in pointing),
         run_id=row[3],

@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from attrs import frozen
 
 from modelhub_sdk.domain import events as ev
+from modelhub_sdk.domain import stored
 from modelhub_sdk.domain.audit import action_of, described
 from modelhub_sdk.domain.entities import (
     Alias,
@@ -27,6 +28,7 @@ from modelhub_sdk.domain.entities import (
 )
 from modelhub_sdk.domain.query import Order, Query
 from modelhub_sdk.domain.values import Frozen, from_json
+from modelhub_sdk.errors import InvalidDocument, ModelHubError, shown
 from modelhub_sdk.formats import codec
 from modelhub_sdk.index import search
 from modelhub_sdk.index.fold import GARBAGE, REGISTRY, micros
@@ -114,6 +116,37 @@ class VersionState:
     fields: Mapping[str, str | None]
 
 
+def names_in(rows: Iterable[tuple[Any, ...]], what: str) -> list[str]:
+    """Return the names in the first column of *rows*: file systems make paths of them."""
+    found = [row[0] for row in rows]
+    for name in found:
+        if not stored.is_name(name):
+            raise codec.damaged_index(what, InvalidDocument(f"{shown(name)} is no name."))
+    return found
+
+
+def _text_of(value: object, model: str, name: str) -> str:
+    """Return the value of a fact, which SQLite would also keep as bytes or as a number."""
+    if type(value) is not str:
+        raise codec.damaged_index(model, InvalidDocument(f"{shown(name)} is {shown(value)} instead of text."))
+    return value
+
+
+@contextmanager
+def cells() -> Iterator[None]:
+    """Make one typed error of whatever a cell of the index that somebody changed makes a read or a rule raise.
+
+    Raises:
+        InvalidDocument: the index holds what no registry writes; the cause is the error that it led to.
+    """
+    try:
+        yield
+    except ModelHubError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise codec.damaged_index("something that was asked for", error) from error
+
+
 class View:
     """Reads of the index, as of entry *at*."""
 
@@ -141,7 +174,7 @@ class View:
             self.at,
             self.at,
         )
-        return {name.removeprefix("setting:"): from_json(json.loads(body)) for name, body in rows}
+        return {name.removeprefix("setting:"): from_json(codec.loads(body)) for name, body in rows}
 
     def seq_at(self, moment: datetime) -> int:
         """Return the last entry that is not after *moment*; 0 before the first."""
@@ -164,7 +197,7 @@ class View:
         if before is None:
             return None
         row = self.sql.one("SELECT doc FROM @event WHERE seq = ? AND n = ?", before[0], before[1])
-        event = codec.structure(json.loads(row[0] if row else "{}"))
+        event = codec.read_event(row[0] if row else "{}", f"entry {before[0]}")
         return event if isinstance(event, ev.OutputsIngested) else None
 
     def redacted(self, seqs: Iterable[int]) -> dict[int, set[str]]:
@@ -189,14 +222,20 @@ class View:
 
     def model_names(self) -> list[str]:
         """Return all names of models."""
-        return [
-            row[0] for row in self.sql.all("SELECT model FROM @model WHERE seq <= ? ORDER BY model", self.at)
-        ]
+        rows = self.sql.all("SELECT model FROM @model WHERE seq <= ? ORDER BY model", self.at)
+        return names_in(rows, "the models")
 
     def last_number(self, model: str) -> int:
         """Return the highest version number given, 0 for none."""
         row = self.sql.one("SELECT max(number) FROM @version WHERE model = ? AND seq <= ?", model, self.at)
         return (row[0] if row else 0) or 0
+
+    def numbers(self, model: str) -> list[int]:
+        """Return the numbers of all versions of a model."""
+        rows = self.sql.all(
+            "SELECT number FROM @version WHERE model = ? AND seq <= ? ORDER BY number", model, self.at
+        )
+        return [row[0] for row in rows]
 
     def latest(self, model: str) -> int | None:
         """Return the highest number that is approved and not archived."""
@@ -218,7 +257,10 @@ class View:
 
     def facts(self, model: str, number: int) -> list[tuple[str, str]]:
         """Return what holds of a version, or of the model (number 0), as (name, value)."""
-        return [(row[0], row[1]) for row in self.sql.all(_FACTS, model, number, self.at, self.at)]
+        return [
+            (name, _text_of(value, model, name))
+            for name, value in self.sql.all(_FACTS, model, number, self.at, self.at)
+        ]
 
     def models(
         self,
@@ -267,7 +309,7 @@ class View:
             *names,
             *now,
         ):
-            facts[model].append((name, value))
+            facts[model].append((name, _text_of(value, model, name)))
         counts: dict[str, dict[str, int]] = {
             name: {"pending": 0, "approved": 0, "rejected": 0} for name in names
         }
@@ -317,7 +359,7 @@ class View:
                 counts=Frozen(counts[name]),
                 aliases=Frozen(
                     {
-                        n[6:]: Frozen(_weights(json.loads(value)))
+                        n[6:]: Frozen(_weights(codec.loads(value)))
                         for n, value in sorted(facts[name])
                         if n.startswith("alias:")
                     }
@@ -334,7 +376,7 @@ class View:
         """Return an alias, None when it points at nothing."""
         for name, value in self.facts(model, 0):
             if name == "alias:" + alias:
-                raw = json.loads(value)
+                raw = codec.loads(value)
                 entry = self.entries([raw["seq"]])[raw["seq"]]
                 texts = self.texts([entry[1], raw["reason"]])
                 return Alias(
@@ -356,7 +398,7 @@ class View:
             "alias:" + alias,
             self.at,
         )
-        return [_weights(json.loads(row[0])) for row in rows]
+        return [_weights(codec.loads(row[0])) for row in rows]
 
     # --- versions ------------------------------------------------------------------------------
 
@@ -495,7 +537,7 @@ class View:
         )
         found = []
         for model, number, doc in rows:
-            event = codec.structure(json.loads(doc))
+            event = codec.read_event(doc, f"model://{model}/v{number}")
             if isinstance(event, ev.VersionRegistered) and event.document is not None:
                 found.append((model, number, event.document))
         return found
@@ -508,7 +550,7 @@ class View:
             model,
             number,
         )
-        return _registered(row[0] if row else "{}")
+        return _registered(row[0] if row else "{}", (model, number))
 
     def elsewhere(self, digest: str) -> list[tuple[str, str | None]]:
         """Return URL and version of the places where versions that were not purged name these bytes."""
@@ -633,7 +675,7 @@ class View:
             return None
         entries = self.entries(seq for _, seq in facts)
         reasons = {
-            seq: json.loads(doc).get("reason") or ""
+            seq: codec.loads(doc).get("reason") or ""
             for part, marks in parts(sorted(entries))
             for seq, doc in self.sql.all(
                 f"SELECT seq, doc FROM @event WHERE kind = 'version.purged' AND seq IN ({marks})", *part
@@ -659,22 +701,24 @@ class View:
             number,
             self.at,
         )
-        return [(seq, kind, json.loads(doc)) for seq, kind, doc in rows if not kinds or kind in kinds]
+        return [(seq, kind, codec.loads(doc)) for seq, kind, doc in rows if not kinds or kind in kinds]
 
     def events(self, *kinds: str) -> list[ev.Event]:
         """Return all events of some kinds, in order."""
         marks = ", ".join("?" * len(kinds))
         rows = self.sql.all(
-            f"SELECT doc FROM @event WHERE kind IN ({marks}) AND seq <= ? ORDER BY seq, n", *kinds, self.at
+            f"SELECT doc, seq FROM @event WHERE kind IN ({marks}) AND seq <= ? ORDER BY seq, n",
+            *kinds,
+            self.at,
         )
-        return [codec.structure(json.loads(row[0])) for row in rows]
+        return [codec.read_event(doc, f"entry {at}") for doc, at in rows]
 
     def since(self, seq: int, known: Collection[str]) -> tuple[list[ev.Event], list[str]]:
         """Return the events after entry *seq*, those of kinds that are not *known* as JSON."""
-        rows = self.sql.all("SELECT kind, doc FROM @event WHERE seq > ? ORDER BY seq, n", seq)
+        rows = self.sql.all("SELECT kind, doc, seq FROM @event WHERE seq > ? ORDER BY seq, n", seq)
         return (
-            [codec.structure(json.loads(doc)) for kind, doc in rows if kind in known],
-            [doc for kind, doc in rows if kind not in known],
+            [codec.read_event(doc, f"entry {at}") for kind, doc, at in rows if kind in known],
+            [doc for kind, doc, _ in rows if kind not in known],
         )
 
     # --- uses and audit ------------------------------------------------------------------------
@@ -758,16 +802,16 @@ class View:
         (total,) = self.sql.one(f"SELECT count(*) {source}", *clause.values) or (0,)
         seals: list[str | None] = []
         for _seq, doc, _kind, _at, by, via in rows:
-            seals += [by, json.loads(via).get("host"), *_sealed_in(json.loads(doc))]
+            seals += [by, codec.loads(via).get("host"), *_sealed_in(codec.loads(doc))]
         texts = self.texts(seals)
         return [self._record(row, texts) for row in rows], total
 
     def _record(self, row: tuple[Any, ...], texts: Mapping[str, str]) -> AuditRecord:
         seq, doc, kind, at, actor, via = row
-        raw = json.loads(doc)
-        where = json.loads(via)
+        event = codec.read_event(doc, f"entry {seq}")
+        raw = codec.loads(doc)
+        where = codec.loads(via)
         host = texts.get(where.get("host", ""))
-        event = codec.structure(raw)
         subject, detail = described(event, texts)
         return AuditRecord(
             at=when(at),
@@ -818,7 +862,7 @@ class View:
     def _load_chunk(self, keys: Sequence[Key]) -> list[ModelVersion]:
         some = _Some(keys)
         versions = {
-            (row[0], row[1]): (*row[2:6], _registered(row[6]))
+            (row[0], row[1]): (*row[2:6], _registered(row[6], (row[0], row[1])))
             for row in self.sql.all(
                 "SELECT v.model, v.number, v.seq, v.manifest, v.size, v.run_id, e.doc FROM @version v"
                 f" JOIN @event e ON e.seq = v.seq AND e.n = v.n WHERE {some.of('v')} AND v.seq <= ?",
@@ -834,7 +878,7 @@ class View:
             self.at,
             self.at,
         ):
-            facts.setdefault((model, number), []).append((name, value))
+            facts.setdefault((model, number), []).append((name, _text_of(value, model, name)))
         later: dict[Key, list[tuple[int, ev.Event]]] = {}
         last: dict[Key, int] = {}
         for model, number, seq, doc in self.sql.all(
@@ -846,7 +890,8 @@ class View:
         ):
             last[model, number] = seq
             if doc is not None:
-                later.setdefault((model, number), []).append((seq, codec.structure(json.loads(doc))))
+                event = codec.read_event(doc, f"model://{model}/v{number}")
+                later.setdefault((model, number), []).append((seq, event))
         aliases = self._aliases({model for model, _ in keys})
         seqs = {row[0] for row in versions.values()} | {seq for many in later.values() for seq, _ in many}
         seqs |= {int(value) for many in facts.values() for name, value in many if name == "decided"}
@@ -877,7 +922,7 @@ class View:
             self.at,
         )
         for model, name, value in rows:
-            for number in _weights(json.loads(value)):
+            for number in _weights(codec.loads(value)):
                 found.setdefault((model, number), []).append(name[6:])
         return found
 
@@ -998,6 +1043,11 @@ def _version(
 ) -> ModelVersion:
     seq, manifest, size, run_id, born = row
     model, number = key
+    if not (
+        stored.is_digest(manifest) and stored.is_size(size) and (run_id is None or stored.is_name(run_id))
+    ):
+        bad = InvalidDocument(f"Its row has a manifest, a size or a run that is none ({shown(manifest)}).")
+        raise codec.damaged_index(f"model://{model}/v{number}", bad)
     one = dict(facts)
     decided = entries[int(one["decided"])] if "decided" in one else None
     attachments: dict[str, Attachment] = {}
@@ -1048,10 +1098,11 @@ def _version(
     )
 
 
-def _registered(doc: str) -> ev.VersionRegistered:
-    event = codec.structure(json.loads(doc))
-    if not isinstance(event, ev.VersionRegistered):
-        raise TypeError(event.kind)
+def _registered(doc: object, key: Key) -> ev.VersionRegistered:
+    event = codec.read_event(doc, f"model://{key[0]}/v{key[1]}")
+    if not isinstance(event, ev.VersionRegistered) or (event.model, event.number) != key:
+        bad = InvalidDocument(f"It is an event of another kind or version ({shown(event.kind)}).")
+        raise codec.damaged_index(f"model://{key[0]}/v{key[1]}", bad)
     return event
 
 

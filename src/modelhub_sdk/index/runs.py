@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -77,7 +76,7 @@ def unfinished(view: View, limit: int = 500) -> list[Alive]:
         limit,
     )
     entries = view.entries(row[3] for row in rows)
-    hosts = {seq: json.loads(entry[2]).get("host") for seq, entry in entries.items()}
+    hosts = {seq: codec.loads(entry[2]).get("host") for seq, entry in entries.items()}
     texts = view.texts(hosts.values())
     found = []
     for model, number, id_, seq in rows:
@@ -119,7 +118,7 @@ def run(
     changed = first[1]
     for attempt, seq in rows:
         at, actor, via = view.entries([seq])[seq]
-        host = json.loads(via).get("host")
+        host = codec.loads(via).get("host")
         texts = view.texts([actor, host])
         for event_seq, event in _events(view, subject, attempt):
             changed = max(changed, event_seq)
@@ -173,7 +172,10 @@ def seen_at(view: View, urls: Sequence[str]) -> dict[str, tuple[str, str]]:
 def series(view: View, run_id: str) -> list[str]:
     """Return the documents with the metrics of a run, one for each attempt that logged any."""
     found = []
-    for attempt in range(1, attempts(view, run_id) + 1):
+    rows = view.sql.all(
+        "SELECT number FROM @run WHERE model = ? AND seq <= ? ORDER BY number", "run:" + run_id, view.at
+    )
+    for (attempt,) in rows:
         end = finished(view, run_id, attempt)
         if end is not None and end.series is not None:
             found.append(end.series)
@@ -207,7 +209,7 @@ def _events(view: View, subject: str, attempt: int) -> list[tuple[int, ev.Event]
         attempt,
         view.at,
     )
-    return [(seq, codec.structure(json.loads(doc))) for seq, doc in rows]
+    return [(seq, codec.read_event(doc, subject)) for seq, doc in rows]
 
 
 def _started(
@@ -215,7 +217,10 @@ def _started(
 ) -> RunRecord:
     environment = event.environment
     if event.packages is not None and document is not None:
-        environment = evolve(environment, packages=Frozen(json.loads(document(event.packages))))
+        what = f"the packages of run:{event.run_id}"
+        environment = evolve(
+            environment, packages=codec.read_document(document(event.packages), what, codec.packages)
+        )
     return evolve(
         found,
         name=event.name,
@@ -241,7 +246,8 @@ def _finished(
 ) -> RunRecord:
     inputs = event.inputs
     if event.document is not None and document is not None:
-        inputs = tuple(codec.structure_input(row) for row in json.loads(document(event.document)))
+        what = f"the inputs of run:{event.run_id}"
+        inputs = codec.read_document(document(event.document), what, codec.structure_inputs)
     status: Any = event.status
     said, trace = texts.get(event.exception or ""), None
     if event.traceback is not None and said is not None and document is not None:
@@ -261,8 +267,13 @@ def _finished(
         environment=evolve(
             found.environment, unseen=tuple(sorted({*found.environment.unseen, *event.unseen}))
         ),
-        alerts=(*found.alerts, *(Alert(**row) for row in event.alerts)),
+        alerts=(*found.alerts, *map(_alert, event.alerts)),
     )
+
+
+def _alert(row: Mapping[str, Any]) -> Alert:
+    """Return an alert as it stands in an event; what a later release adds is left out."""
+    return Alert(**{name: row[name] for name in ("message", "file", "line", "column", "key") if name in row})
 
 
 def _united(before: Sequence[RunInput], after: Sequence[RunInput]) -> tuple[RunInput, ...]:
@@ -277,13 +288,9 @@ def _outputs(
     for _seq, event in _events(view, subject, 0):
         if not isinstance(event, ev.OutputsIngested):
             continue
-        rows: Sequence[Mapping[str, Any]] = event.outputs
-        if event.document is not None:
-            rows = (
-                []
-                if document is None
-                else [codec.values(row) for row in json.loads(document(event.document))]
-            )
+        rows: Sequence[Mapping[str, Any]] = event.outputs if event.document is None else ()
+        if event.document is not None and document is not None:
+            rows = codec.outputs_of(event, document)
         for row in rows:
             outputs[row["path"]] = Output(
                 row["path"],
@@ -292,5 +299,5 @@ def _outputs(
                 Frozen(row.get("properties") or {}),
                 Frozen(row.get("annotations") or {}),
             )
-        alerts += [Alert(**alert) for alert in event.alerts]
+        alerts += map(_alert, event.alerts)
     return tuple(outputs.values()), tuple(alerts)

@@ -246,6 +246,10 @@ class FileStore:
     def note(self, notes: Sequence[Note]) -> None:
         """Create one file per note."""
         for note in notes:
+            if (
+                not note.id.isalnum()
+            ):  # a copy brings ids that somebody else wrote: never one that names another file
+                raise InvalidDocument(f"{shown(note.id)} is not the id of a note.")
             with suppress(SequenceTaken):  # noted before
                 self.medium.create(f"inbox/{note.id}.json", note.body)
 

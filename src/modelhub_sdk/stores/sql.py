@@ -71,6 +71,27 @@ _STATE = (
 """The head of the index, how many of its tables are there, and what the journal has: in one statement."""
 
 
+def _record(seq: int, scope: object, chain: object, body: object, private: object) -> Record:
+    """Return a row of the journal as a record; SQLite would keep anything in any column.
+
+    Raises:
+        InvalidDocument: text where bytes belong, or the reverse; the message names the entry.
+    """
+    if not (isinstance(scope, str) and isinstance(chain, str)):
+        name, cell = ("chain", chain) if isinstance(scope, str) else ("scope", scope)
+    elif not (isinstance(body, _BYTES) and isinstance(private, _BYTES)):
+        name, cell = ("private part", private) if isinstance(body, _BYTES) else ("body", body)
+    else:
+        return Record(seq, scope, chain, bytes(body), bytes(private))
+    raise InvalidDocument(
+        f"Entry {seq} of the journal cannot be read: its {name} is {shown(cell)}.",
+        hint="Run reg.verify(), and restore the journal from a backup.",
+    )
+
+
+_BYTES = (bytes, memoryview)
+
+
 class SqlStore:
     """A `Store` in a SQL database; `SharedLedger` adds the index in the same one. Never made directly."""
 
@@ -186,7 +207,7 @@ class SqlStore:
             after += 1
             if seq != after:
                 return records, seq
-            records.append(Record(seq, scope, chain, bytes(body), bytes(private)))
+            records.append(_record(seq, scope, chain, body, private))
         return records, None
 
     def _gap(self, missing: int, later: int) -> InvalidDocument:
