@@ -14,11 +14,19 @@ index for free; `modelhub_sdk.testing.StoreConformance` says whether it keeps th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime
 from typing import IO, Protocol, runtime_checkable
 
 from attrs import frozen
+
+
+MAX_NOTE = 64 << 10
+"""Bytes of a note. Of one that has more, no byte is read."""
+
+NOTE_ID = re.compile(r"[0-9a-f]{32}")
+"""What the id of a note looks like: a uuid, as hex."""
 
 
 class SequenceTaken(Exception):
@@ -42,7 +50,11 @@ class Record:
 
 @frozen
 class Note:
-    """One message for the inbox: a unique id (a uuid, as hex) and its bytes."""
+    """One message for the inbox: a unique id (a uuid, as hex) and its bytes, at most `MAX_NOTE` of them.
+
+    A store that finds something else where a note should be (too large, no file, no bytes) returns it with an
+    empty `body`. Whoever reads the inbox passes over what is no note.
+    """
 
     id: str
     body: bytes
@@ -120,7 +132,10 @@ class Store(Protocol):
         """Put *notes* into the inbox. May be called by thousands of processes at once."""
 
     def notes(self, limit: int, *, after: str = "", skip: Collection[str] = ()) -> list[Note]:
-        """Return up to *limit* notes in the order of their ids: those after *after* that are not in *skip*."""
+        """Return up to *limit* notes in the order of their ids: those after *after* that are not in *skip*.
+
+        None only when there are no more. What is too large or unreadable comes with an empty body.
+        """
 
     def forget(self, ids: Sequence[str]) -> None:
         """Remove notes; unknown ids are fine."""
