@@ -105,6 +105,8 @@ class Core:
     manifests: dict[str, tuple[File, ...]] = field(factory=dict, repr=False)
     remembered: dict[Path, tuple[object, float]] = field(factory=dict, repr=False)
     noted: dict[tuple[int, str, str | None], float] = field(factory=dict, repr=False)
+    set_aside: set[str] = field(factory=set, repr=False)
+    """Ids of what lies in the inbox and is no note: this handle does not read it again."""
     dropped: int = 0
     closed: bool = False
     options: Mapping[str, Any] = field(factory=dict, repr=False)

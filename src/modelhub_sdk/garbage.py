@@ -24,6 +24,7 @@ from modelhub_sdk.domain.events import Event, Sealer
 from modelhub_sdk.errors import DigestMismatch, InvalidDocument, NotFound
 from modelhub_sdk.index import data, runs
 from modelhub_sdk.index.queries import GivenUp, View
+from modelhub_sdk.uses import forget_junk
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -61,6 +62,7 @@ def collect(core: Core, *, dry_run: bool, grace: timedelta, progress: bool | Non
             gone += free(core, batch, needs)
             if step is not None:
                 step(sum(stored.get(digest, 0) for digest in batch))
+    forget_junk(core)
     core.wait_for_deletion(going)  # another collector is at it, or was killed: then its work is finished here
     with core.view() as view:
         known = view.garbage(unneeded)

@@ -21,7 +21,6 @@ from typing import IO, Protocol, runtime_checkable
 
 from attrs import frozen
 
-
 MAX_NOTE = 64 << 10
 """Bytes of a note. Of one that has more, no byte is read."""
 
@@ -52,12 +51,14 @@ class Record:
 class Note:
     """One message for the inbox: a unique id (a uuid, as hex) and its bytes, at most `MAX_NOTE` of them.
 
-    A store that finds something else where a note should be (too large, no file, no bytes) returns it with an
-    empty `body`. Whoever reads the inbox passes over what is no note.
+    Where a note should be anybody who may note a use can leave anything. A store returns what it cannot read as a
+    note with an empty `body`; `junk` says that no note of any release can be there (too large, no file, no bytes).
+    Whoever reads the inbox passes over what is no note.
     """
 
     id: str
     body: bytes
+    junk: bool = False
 
 
 @frozen
@@ -105,6 +106,14 @@ class Shelved(Protocol):
 
     def tidy(self, seq: int) -> None:
         """Derive what helps to read the entries before *seq*. Never fails."""
+
+
+@runtime_checkable
+class Inspectable(Protocol):
+    """A `Store` whose inbox may hold things under names that are none of a note."""
+
+    def strange_notes(self) -> list[str]:
+        """Return the names of what lies in the inbox and is no note by its name. `notes` passes over it."""
 
 
 @runtime_checkable

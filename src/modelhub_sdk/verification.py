@@ -15,7 +15,7 @@ from modelhub_sdk.core import Core
 from modelhub_sdk.domain import events as ev
 from modelhub_sdk.domain.entities import DatasetVersion, File, ModelVersion, Verification
 from modelhub_sdk.domain.events import Entry
-from modelhub_sdk.errors import InvalidDocument, JournalTooNew, ModelHubError, shown
+from modelhub_sdk.errors import InvalidDocument, JournalTooNew, ModelHubError, NotAllowed, shown
 from modelhub_sdk.formats import codec, manifest
 from modelhub_sdk.index import data, fold, runs, schema
 from modelhub_sdk.index.queries import View
@@ -23,6 +23,7 @@ from modelhub_sdk.index.sql import Sql
 from modelhub_sdk.ports import Record, Shelved
 from modelhub_sdk.stores.connections import sqlite_connect
 from modelhub_sdk.stores.private import unpacked
+from modelhub_sdk.uses import damaged
 
 _BATCH = 1000
 
@@ -41,7 +42,26 @@ def verify(
         blobs = _bytes(core, View(Sql(fresh, "sqlite")), version, problems, progress)
     finally:
         fresh.close()
+    if version is None:
+        problems += _of_inbox(core)
     return Verification(ok=not problems, problems=tuple(problems), entries=count, blobs=blobs, head=head)
+
+
+def _of_inbox(core: Core) -> list[str]:
+    """Return a sentence about what lies in the inbox and is no note. Nobody is stopped by it."""
+    try:
+        names = damaged(core)
+    except NotAllowed:  # who may only leave notes there need not read those of others
+        return []
+    except ModelHubError as error:
+        return [f"The inbox cannot be read: {error}"]
+    if not names:
+        return []
+    some = ", ".join(shown(name, 80) for name in names[:3]) + (", ..." if len(names) > 3 else "")
+    return [
+        f"The inbox of {shown(core.url, 200)} holds {len(names)} things that are no notes of this release, and passes"
+        f" over them: {some}. reg.collect_garbage(dry_run=False) removes those that no release can have written."
+    ]
 
 
 @frozen

@@ -372,7 +372,7 @@ def sweep(folder: Name, *, older_than: float | None = None, stem: str | None = N
 
 
 def open_regular(
-    path: Name, *, dir_fd: int | None = None, follow: bool = False
+    path: Name | os.PathLike[str], *, dir_fd: int | None = None, follow: bool = False
 ) -> tuple[int, os.stat_result]:
     """Return a descriptor and the stat of the regular file *path*, without waiting for anybody.
 
@@ -401,11 +401,12 @@ def _kind(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "device")
 
 
-def read_file(path: Name, at_most: int, *, follow: bool = False) -> bytes:
-    """Return all bytes of the regular file *path*. Errors as of `open_regular`, and:
+def read_file(path: Name | os.PathLike[str], at_most: int, *, follow: bool = False) -> bytes:
+    """Return all bytes of the regular file *path*.
 
     Raises:
-        NotAFile: it has more than *at_most* bytes.
+        NotAFile: as of `open_regular`, and when it has more than *at_most* bytes.
+        OSError: as of `open_regular`.
     """
     fd, info = open_regular(path, follow=follow)
     with os.fdopen(fd, "rb") as file:

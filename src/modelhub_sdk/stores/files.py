@@ -260,11 +260,13 @@ class FileStore:
         return notes
 
     def _note(self, note_id: str) -> Note | None:
-        """Return a note, without its bytes when it is too large or no file; None when it is gone."""
+        """Return a note, without its bytes when they cannot be read; None when it is gone."""
         try:
             body = self.medium.get(f"inbox/{note_id}.json", MAX_NOTE)
-        except (InvalidDocument, NotAllowed):
-            body = b""
+        except InvalidDocument:  # too large, or no file
+            return Note(note_id, b"", junk=True)
+        except NotAllowed:  # another user's: it may be sound
+            return Note(note_id, b"")
         return None if body is None else Note(note_id, body)
 
     def strange_notes(self) -> list[str]:

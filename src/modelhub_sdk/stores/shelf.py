@@ -273,7 +273,7 @@ def _unpacked(pieces: Iterator[bytes], bound: Callable[[int], int]) -> Iterator[
                 raise InvalidDocument(f"It unpacks to more than {bound(packed):,} bytes.")
             if part:
                 yield part
-            piece = unpacker.unconsumed_tail  # noqa: PLW2901
+            piece = unpacker.unconsumed_tail
             if unpacker.unused_data:
                 raise InvalidDocument("It goes on after its end.")
     if packed and not unpacker.eof:
