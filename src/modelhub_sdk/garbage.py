@@ -17,7 +17,7 @@ from attrs import frozen
 
 from modelhub_sdk.arguments import beside, kept_outputs
 from modelhub_sdk.blobs import progress as bars
-from modelhub_sdk.core import Core, batches, since_boot
+from modelhub_sdk.core import Core, batches
 from modelhub_sdk.domain import events as ev
 from modelhub_sdk.domain.entities import File, GarbageReport, Stats
 from modelhub_sdk.domain.events import Event, Sealer
@@ -113,17 +113,13 @@ def free(core: Core, digests: Sequence[str], needs: Needs | None = None) -> tupl
 
 
 def _freed(core: Core, digests: Sequence[str], needs: Needs) -> tuple[str, ...]:
-    begun = since_boot()
-
-    def decide(view: View, seal: Sealer) -> list[Event]:
+    def choose(view: View) -> list[str]:
         known = view.garbage(digests)
         wanted = needs.now(core, view)
         busy = {d for d, one in known.items() if one.state == "deleting"}
-        going = tuple(digest for digest in digests if digest not in wanted and digest not in busy)
-        return [ev.BlobsDeleting(digests=going)] if going else []
+        return [digest for digest in digests if digest not in wanted and digest not in busy]
 
-    entry = core.commit("registry", decide)
-    return () if entry is None else core.deleted(entry, begun)
+    return core.delete(choose)
 
 
 @frozen

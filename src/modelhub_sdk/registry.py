@@ -1587,7 +1587,7 @@ class Registry(RegistryView):
             drain(core)
         except ModelHubError as error:
             log.debug("uses wait in the inbox: %s", type(error).__name__)
-        except Exception:  # whatever somebody left there
+        except Exception:  # noqa: BLE001  # whatever somebody left there
             log.warning("The inbox of %s could not be emptied.", shown(core.url, 200), exc_info=True)
 
     def __getattr__(self, name: str) -> Any:

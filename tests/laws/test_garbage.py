@@ -252,9 +252,6 @@ def test_a_stopped_collector_deletes_nothing_late(reg: Registry, monkeypatch: py
     reg.collect_garbage(dry_run=False)
     now = [0.0]
     monkeypatch.setattr(core, "since_boot", lambda: now[0])
-    from modelhub_sdk import garbage
-
-    monkeypatch.setattr(garbage, "since_boot", lambda: now[0])
     commit = core.Core.commit
 
     def stopped_after(self: core.Core, scope: str, decide: Any) -> Any:
