@@ -62,7 +62,10 @@ def _valohai_creator() -> str | None:
     # The keys are documented for Valohai's /valohai/config/execution.json.
     folder = os.environ.get("VH_CONFIG_DIR", "/valohai/config")
     try:
-        content = json.loads((Path(folder) / "execution.json").read_text("utf-8"))
+        place = Path(folder) / "execution.json"
+        if not place.is_file():
+            return None
+        content = json.loads(place.read_text("utf-8"))
         found = content.get("valohai.creator-email") or content.get("valohai.creator-name")
     except (OSError, ValueError, AttributeError):
         return None
@@ -85,6 +88,8 @@ def _git_email() -> str | None:
         parser = configparser.RawConfigParser(strict=False, allow_no_value=True)
         try:
             # git indents its keys, which this parser would read as continuation lines
+            if not place.is_file():  # a pipe would be waited for
+                continue
             text = "\n".join(line.strip() for line in place.read_text("utf-8", errors="replace").splitlines())
             parser.read_string(text)
             email = parser.get("user", "email", fallback=None)

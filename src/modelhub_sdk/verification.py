@@ -42,26 +42,28 @@ def verify(
         blobs = _bytes(core, View(Sql(fresh, "sqlite")), version, problems, progress)
     finally:
         fresh.close()
-    if version is None:
-        problems += _of_inbox(core)
-    return Verification(ok=not problems, problems=tuple(problems), entries=count, blobs=blobs, head=head)
+    remarks = _of_inbox(core, problems) if version is None else ()
+    return Verification(
+        ok=not problems, problems=tuple(problems), entries=count, blobs=blobs, head=head, remarks=remarks
+    )
 
 
-def _of_inbox(core: Core) -> list[str]:
-    """Return a sentence about what lies in the inbox and is no note. Nobody is stopped by it."""
+def _of_inbox(core: Core, problems: list[str]) -> tuple[str, ...]:
+    """Return a sentence about what lies in the inbox and is no note. It stops nobody, and nothing is lost by it."""
     try:
         names = damaged(core)
     except NotAllowed:  # who may only leave notes there need not read those of others
-        return []
+        return ()
     except ModelHubError as error:
-        return [f"The inbox cannot be read: {error}"]
+        problems.append(f"The inbox cannot be read: {error}")
+        return ()
     if not names:
-        return []
+        return ()
     some = ", ".join(shown(name, 80) for name in names[:3]) + (", ..." if len(names) > 3 else "")
-    return [
+    return (
         f"The inbox of {shown(core.url, 200)} holds {len(names)} things that are no notes of this release, and passes"
-        f" over them: {some}. reg.collect_garbage(dry_run=False) removes those that no release can have written."
-    ]
+        f" over them: {some}. reg.collect_garbage(dry_run=False) removes those that no release can have written.",
+    )
 
 
 @frozen
