@@ -52,7 +52,8 @@ class Note:
     """One message for the inbox: a unique id (a uuid, as hex) and its bytes, at most `MAX_NOTE` of them.
 
     Where a note should be anybody who may note a use can leave anything. A store returns what it cannot read as a
-    note with an empty `body`; `junk` says that no note of any release can be there (too large, no file, no bytes).
+    note with an empty `body`; `junk` says that no note of any release can be there (too large, empty, no file, no
+    bytes), and not only that this user may not read it.
     Whoever reads the inbox passes over what is no note.
     """
 

@@ -267,7 +267,7 @@ class FileStore:
             return Note(note_id, b"", junk=True)
         except NotAllowed:  # another user's: it may be sound
             return Note(note_id, b"")
-        return None if body is None else Note(note_id, body)
+        return None if body is None else Note(note_id, body, junk=not body)
 
     def strange_notes(self) -> list[str]:
         """Return the names in the inbox that are not those of notes."""

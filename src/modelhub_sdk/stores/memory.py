@@ -49,7 +49,7 @@ class MemoryStore:
         with self._lock:
             ids = [note_id for note_id in sorted(self._notes) if note_id > after and note_id not in skip]
             notes = [self._notes[note_id] for note_id in ids[:limit]]
-        return [note if len(note.body) <= MAX_NOTE else Note(note.id, b"", junk=True) for note in notes]
+        return [note if 0 < len(note.body) <= MAX_NOTE else Note(note.id, b"", junk=True) for note in notes]
 
     def forget(self, ids: Sequence[str]) -> None:
         """Remove notes."""

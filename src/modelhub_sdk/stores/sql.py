@@ -209,9 +209,7 @@ class SqlStore:
                 MAX_NOTE,
                 *ids,
             )
-        return [
-            Note(note_id, b"" if body is None else bytes(body), junk=body is None) for note_id, body in rows
-        ]
+        return [Note(note_id, bytes(body or b""), junk=not body) for note_id, body in rows]
 
     def strange_notes(self) -> list[str]:
         """Return the ids in the inbox that are not those of notes."""
