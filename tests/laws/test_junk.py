@@ -10,9 +10,11 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import textwrap
 import zlib
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,12 @@ import pytest
 
 import modelhub_sdk as hub
 from modelhub_sdk import ModelHubError, Registry
+from modelhub_sdk.domain import events as ev
+from modelhub_sdk.domain.values import Frozen
 from modelhub_sdk.formats import codec
 from modelhub_sdk.index import schema
 from modelhub_sdk.ports import MAX_NOTE, Note
-from modelhub_sdk.stores.files import LARGEST_ENTRY, Disk
+from modelhub_sdk.stores.files import LARGEST_ENTRY, Disk, _entry_name, _printed
 from modelhub_sdk.stores.shelf import LARGEST_PACK
 from tests.support.homes import ALL, Home
 
@@ -198,19 +202,20 @@ def test_strange_cells_in_the_inbox(make_home: MakeHome) -> None:
 CHILD = """
     import logging, sys, modelhub_sdk as hub
     logging.disable(logging.CRITICAL)
-    place, cache, work = sys.argv[1:]
-    def every_call():
-        with hub.open(place, user="t", cache_dir=cache) as r:
+    def every_call(place):
+        with hub.open(place, user="t", cache_dir=place + "-cache") as r:
             for call in (
                 lambda: r.register("m", {"f": b"3"}), lambda: r.uses("m/v1"), lambda: r.verify(),
-                lambda: r.resolve("m/v1"), lambda: r.resolve("m/latest", into=work), lambda: r.collect_garbage(dry_run=False),
-                lambda: r.copy_to(work + "-copy"), lambda: r.rebuild_index(),
+                lambda: r.resolve("m/v1"), lambda: r.resolve("m/latest", into=place + "-work"),
+                lambda: r.collect_garbage(dry_run=False), lambda: r.copy_to(place + "-copy"), lambda: r.rebuild_index(),
             ):
                 try: call()
                 except hub.ModelHubError as error: print(type(error).__name__, error)
-    try: every_call()
-    except hub.ModelHubError as error: print(type(error).__name__, error)
-    print("done")
+    for place in sys.argv[1:]:
+        print("in", place, flush=True)
+        try: every_call(place)
+        except hub.ModelHubError as error: print(type(error).__name__, error)
+    print("in the end", flush=True)
 """
 
 
@@ -225,15 +230,14 @@ def put(what: str, path: Path) -> None:
     elif what == "folder":
         path.mkdir()
     elif what == "socket":
-        here = os.getcwd()
-        os.chdir(path.parent)  # a socket's path is short
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind(path.name)
-        os.chdir(here)
+        with tempfile.TemporaryDirectory() as short, socket.socket(socket.AF_UNIX) as server:
+            server.bind(f"{short}/s")
+            os.rename(f"{short}/s", path)
     else:
         path.symlink_to("/dev/zero")
 
 
+KINDS = ["pipe", "folder", "socket", "device"] if os.environ.get("THOROUGH_TESTS") else ["pipe"]
 PLACES = {
     "entry": "journal/0000000/0000000002.json",
     "first": "journal/0000000/0000000001.json",
@@ -248,7 +252,7 @@ PLACES = {
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
-@pytest.mark.parametrize("what", ["pipe", "folder", "socket", "device"])
+@pytest.mark.parametrize("what", KINDS)
 def test_no_file_where_one_should_be(what: str, tmp_path: Path) -> None:
     """Whatever lies where a file should be, a call ends at once: with a typed error that names it, or without."""
     with hub.open(tmp_path / "good", user="t", cache_dir=tmp_path / "c") as reg:
@@ -260,22 +264,24 @@ def test_no_file_where_one_should_be(what: str, tmp_path: Path) -> None:
     blob = (
         f"blobs/{place}/sha256/{hashlib.sha256(b'1').hexdigest()[:2]}/{hashlib.sha256(b'1').hexdigest()[2:]}"
     )
-    children = {}
+    homes = {}
     for name, path in {**PLACES, "blob": blob, "copy": f"blobs/{place}/copy"}.items():
-        home = tmp_path / name
-        subprocess.run(["cp", "-r", tmp_path / "good", home], check=True)
-        put(what, home / path)
-        arguments = [home, tmp_path / f"{name}-cache", tmp_path / f"{name}-work"]
-        children[name] = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(CHILD), *arguments], stdout=subprocess.PIPE, text=True
-        )
-    for name, child in children.items():
-        said = child.communicate(timeout=100)[0]
-        assert said.endswith("done\n"), (name, said)
-        assert child.returncode == 0
-        if name in ("entry", "first", "next"):
-            assert PLACES[name] in said, (name, said)
-            assert "SequenceTaken" not in said
+        homes[name] = tmp_path / name
+        subprocess.run(["cp", "-r", tmp_path / "good", homes[name]], check=True)
+        put(what, homes[name] / path)
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(CHILD), *homes.values()], stdout=subprocess.PIPE, text=True
+    ) as child:
+        try:
+            said = child.communicate(timeout=100)[0]
+        finally:
+            child.kill()
+    assert child.returncode == 0
+    answers = {one.split()[0].rpartition("/")[2]: one for one in said.split("in ")[1:] if one.startswith("/")}
+    assert said.endswith("in the end\n")
+    for name in ("entry", "first", "next"):
+        assert PLACES[name] in said, (name, answers)
+        assert "SequenceTaken" not in said
 
 
 def test_a_bundle_that_is_a_pipe(reg: Registry, tmp_path: Path) -> None:
@@ -332,23 +338,31 @@ def test_an_object_that_is_too_large(s3_bucket: Any, monkeypatch: pytest.MonkeyP
 def thousand(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a full journal folder, a pack and a checkpoint."""
     place = tmp_path_factory.mktemp("thousand") / "registry"
-    with hub.open("memory://", user="t") as reg:
+    with hub.open(place, user="t", cache_dir=place.parent / "c0") as reg:
         reg.register("m", {"w": b"1"})
-        for n in range(1010):
-            reg._core.commit("registry", lambda view, seal, n=n: [_comment(n)])
-        reg.copy_to(place)
+        (*_, last) = reg._core.place.store.read(0)
+    for n in range(1010):
+        seal = ev.Sealer(os.urandom)
+        entry = ev.Entry(
+            seq=last.seq + 1,
+            id=f"{n:032x}",
+            scope="registry",
+            at=datetime.now(UTC),
+            actor=seal("t"),
+            via=Frozen(sdk="test"),
+            events=(ev.Unknown(name="something.later", data={"n": n}),),
+        )
+        last = codec.encode(entry, seal.texts, last.chain)
+        path = place / _entry_name(last.seq)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(_printed(last))
     with hub.open(place, user="t", cache_dir=place.parent / "c") as reg:
         reg.models()
     assert os.listdir(place / "packs") and os.listdir(place / "checkpoints")
     return place
 
 
-def _comment(n: int) -> Any:
-    from modelhub_sdk.domain import events as ev
-
-    return ev.Unknown(name="something.later", data={"n": n})
-
-
+BOMBS = ["zeros", "lines", "huge"] if os.environ.get("THOROUGH_TESTS") else ["zeros"]
 BOMB = """
     import resource, sys, logging
     logging.disable(logging.CRITICAL)
@@ -357,7 +371,7 @@ BOMB = """
     resource.setrlimit(resource.RLIMIT_AS, (before + int(sys.argv[3]),) * 2)
     with hub.open(sys.argv[1], user="t", cache_dir=sys.argv[2]) as reg:
         assert reg.version("m/v1").number == 1
-        assert [r.seq for r in reg._core.place.store.read(0)] == list(range(1, len(reg.audit(limit=5000)) + 1)) or True
+        assert len(list(reg._core.place.store.read(0))) == 1012
         assert reg.verify().ok
     print("right", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
@@ -376,7 +390,7 @@ def _replace(folder: Path, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("where", ["packs", "checkpoints"])
-@pytest.mark.parametrize("what", ["zeros", "lines", "huge"])
+@pytest.mark.parametrize("what", BOMBS)
 def test_a_bomb(where: str, what: str, thousand: Path, tmp_path: Path) -> None:
     """A small pack or checkpoint that unpacks to gigabytes, or a huge one, is passed over within bounded memory."""
     place = tmp_path / "registry"

@@ -410,8 +410,10 @@ def read_file(path: Name | os.PathLike[str], at_most: int, *, follow: bool = Fal
     """
     fd, info = open_regular(path, follow=follow)
     with os.fdopen(fd, "rb") as file:
-        # The size is compared first, so that a huge file takes no memory; read on, as it may grow.
-        data = file.read(at_most + 1) if info.st_size <= at_most else b""
+        # As many bytes as are asked for are reserved at once, so first as many as there are, and one: it may grow.
+        data = file.read(info.st_size + 1) if info.st_size <= at_most else b""
+        if len(data) > info.st_size:
+            data += file.read(max(at_most + 1 - len(data), 0))
     if info.st_size > at_most or len(data) > at_most:
         raise NotAFile(errno.EINVAL, f"it is larger than the {at_most:,} bytes that are read of such a file")
     return data

@@ -626,6 +626,8 @@ class Objects:
         """One GET per piece."""
         for start in range(0, at_most + 1, _RANGE):
             data = self._range(name, start, start + _RANGE)
+            if data and start + len(data) > at_most:
+                break
             if data:
                 yield data
             if data is None or len(data) < _RANGE:
