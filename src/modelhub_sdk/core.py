@@ -72,6 +72,9 @@ that is on its way then has twice the lease to arrive; `blobs.remote` gives one 
 DELETED_AT_ONCE = 500
 """Digests in an entry, and deleted before the next one."""
 
+LARGEST_DOCUMENT = 512 << 20
+"""Bytes of a manifest, or of another document that is read into memory: a million files with long names."""
+
 _DOCUMENTS = 32_000_000  # bytes of manifests and the like that a handle remembers
 _MANIFESTS = 100_000  # files in decoded manifests, likewise
 _UNCLEAR = 4  # answers of "unknown whether stored" before the caller is told
@@ -504,7 +507,7 @@ class Core:
         """Return a document, from this handle's memory when it was read before."""
         found = self.documents.get(digest)
         if found is None:
-            found = self.artifacts().read(digest, elsewhere=False)
+            found = self.artifacts().read(digest, elsewhere=False, at_most=LARGEST_DOCUMENT)
             while self.documents and sum(map(len, self.documents.values())) + len(found) > _DOCUMENTS:
                 self.documents.pop(next(iter(self.documents)))
             self.documents[digest] = found

@@ -11,7 +11,7 @@ from attrs import define, field, frozen
 from modelhub_sdk.arguments import kept_outputs
 from modelhub_sdk.blobs import progress as bars
 from modelhub_sdk.blobs.store import BlobStore
-from modelhub_sdk.core import Core
+from modelhub_sdk.core import LARGEST_DOCUMENT, Core
 from modelhub_sdk.domain import events as ev
 from modelhub_sdk.domain.entities import DatasetVersion, File, ModelVersion, Verification
 from modelhub_sdk.domain.events import Entry
@@ -279,7 +279,7 @@ def _files(
     try:
         if document is not None:
             found.read.add(document)
-            files = list(manifest.decode(store.read(document), source=version.uri))
+            files = list(manifest.decode(store.read(document, at_most=LARGEST_DOCUMENT), source=version.uri))
     except ModelHubError as error:
         found.problems.append(f"{version.uri}: {error}")
         return None

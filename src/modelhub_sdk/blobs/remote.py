@@ -44,6 +44,7 @@ from modelhub_sdk.errors import (
 log = logging.getLogger(__name__)
 
 _WHOLE = 8 << 20  # up to this size an object is written by one request, from memory
+_MARK = 8192  # bytes of a mark that are read
 _DELETE = 5.0  # seconds for a request to delete; see `core.LEASE`
 _BLOCK = 16 << 20  # parts of larger ones
 
@@ -333,7 +334,7 @@ class RemoteBlobs:
 
         def look() -> bytes:
             fs.invalidate_cache(base)
-            return bytes(fs.cat_file(f"{base}/copy"))
+            return bytes(fs.cat_file(f"{base}/copy", start=0, end=_MARK))
 
         try:
             found = os.fsdecode(patiently(look, "look into", self._shown)).strip()
