@@ -388,14 +388,22 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple[Bundle, list[Source]]
     """
     where = os.fsdecode(path)
     try:
-        archive = zipfile.ZipFile(where)
+        if os.path.isdir(where):
+            raise IsADirectoryError
+        fd, _ = disk.open_regular(where, follow=True)  # a pipe would be waited for
+        stream = os.fdopen(fd, "rb")
+        try:
+            archive = zipfile.ZipFile(stream)
+        except BaseException:
+            stream.close()
+            raise
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise NotFound(f"There is no bundle {shown(where, 200)}.") from None
     except OSError as error:
         raise disk.unavailable(error, "read", where) from error
     except Exception as error:  # noqa: BLE001  # whatever a strange file makes the reader raise
         raise _bad(where, f"it is no sound zip file ({shown(str(error), 100)})") from None
-    with archive:
+    with archive, stream:
         infos = _checked(where, archive)
         try:
             raw = codec.loads(archive.read(_RECORD))

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -61,10 +62,18 @@ PATIENCE = 120.0
 """Seconds that a commit keeps trying against other writers before `Busy`."""
 
 DELETING = 20.0
-"""Seconds after its entry in which a collector may delete."""
+"""Seconds after its entry in which a collector may delete whose entry does not say its `LEASE`: of the first releases."""
+
+LEASE = 4.0
+"""Seconds after its entry in which a collector may begin to delete something. What a slow store leaves undone by then
+goes on with another entry. Who waits for a collector that it cannot see waits three times that long, so a request
+that is on its way then has twice the lease to arrive; `blobs.remote` gives one up after five seconds."""
 
 DELETED_AT_ONCE = 500
 """Digests in an entry, and deleted before the next one."""
+
+LARGEST_DOCUMENT = 512 << 20
+"""Bytes of a manifest, or of another document that is read into memory: a million files with long names."""
 
 _DOCUMENTS = 32_000_000  # bytes of manifests and the like that a handle remembers
 _MANIFESTS = 100_000  # files in decoded manifests, likewise
@@ -105,6 +114,8 @@ class Core:
     manifests: dict[str, tuple[File, ...]] = field(factory=dict, repr=False)
     remembered: dict[Path, tuple[object, float]] = field(factory=dict, repr=False)
     noted: dict[tuple[int, str, str | None], float] = field(factory=dict, repr=False)
+    set_aside: set[str] = field(factory=set, repr=False)
+    """Ids of what lies in the inbox and is no note: this handle does not read it again."""
     dropped: int = 0
     closed: bool = False
     options: Mapping[str, Any] = field(factory=dict, repr=False)
@@ -345,36 +356,33 @@ class Core:
             self.commit("registry", decide)
 
     def wait_for_deletion(self, digests: Iterable[str]) -> None:
-        """Wait until bytes are deleted; when their collector seems to be dead, delete them in its place.
+        """Wait until bytes are deleted; when their collector is dead, or seems to be, delete them in its place.
 
-        A collector deletes within `DELETING` seconds after it said so, or not at all. Whoever has itself
-        watched one entry for three times that long may take over: no delete of the other can come after
-        that. Another's clock says nothing here, so an entry's time is not looked at.
+        A collector begins to delete something within its lease after it said so, or not at all. Whoever has itself
+        watched one entry for three times that long may take over: no delete of the other can come after that. Where
+        it is certain that nobody is at it (its process was one of this machine and is dead, or is ours and has given
+        up), half a lease is enough, for a request that was on its way. Another's clock says nothing here, so an
+        entry's time is not looked at.
 
         Raises:
             Busy: others delete these bytes again and again.
         """
         digests = tuple(digests)
         begun = time.monotonic()
-        watched: dict[
-            str, tuple[int, float]
-        ] = {}  # digest -> the entry that deletes it, since when we saw it
+        collectors = _Collectors()
         pause, fewest = 0.02, len(digests)
         while True:
             with self.view() as view:
                 left = {d: one.seq for d, one in view.garbage(digests).items() if one.state == "deleting"}
+                dead = collectors.dead(view, left)
             if not left:
                 return
+            if dead:
+                self._take_over(dead)
+                continue
             now = time.monotonic()
             if len(left) < fewest:  # it goes on, if slowly
                 fewest, begun = len(left), now
-            watched = {
-                d: watched[d] if d in watched and watched[d][0] == seq else (seq, now)
-                for d, seq in left.items()
-            }
-            if dead := {d: seq for d, (seq, since) in watched.items() if now - since > 3 * DELETING}:
-                self._take_over(dead)
-                continue
             if now - begun > PATIENCE + 3 * DELETING:
                 raise Busy(
                     "Others keep deleting bytes that are needed here.", hint="Nothing was changed; try again."
@@ -389,44 +397,45 @@ class Core:
         and the slower one what was stored again after the quicker one had said that it is gone.
         """
         for part in batches(dead):
-            begun = since_boot()
-            entry = self._deleting({digest: dead[digest] for digest in part})
-            if entry is not None:
-                self.deleted(entry, begun)
+            self.delete(partial(_still_deleting, digests={digest: dead[digest] for digest in part}))
 
-    def deleted(self, entry: Entry, begun: float) -> tuple[str, ...]:
-        """Delete the bytes of which our own *entry* says so, and say that they are gone; return which.
+    def delete(self, choose: Callable[[View], Sequence[str]]) -> tuple[str, ...]:
+        """Delete the bytes that *choose* names, asked as the entry is appended that says so; return which are gone.
 
-        Since *begun*, by `since_boot` before the entry was written, at most `DELETING` seconds may have passed
-        at each attempt: a process that was stopped in between must not delete what was stored again meanwhile.
-        What a slow store left undone by then goes on with an entry of its own, as long as any of it goes.
+        A process that was stopped after that entry must not delete what was stored again meanwhile, so each attempt
+        is bounded by `LEASE`. What a slow store left undone by then goes on with another entry, as long as any goes.
         """
         gone: list[str] = []
         while True:
-            done, left = self._deleted_in_time(entry, begun)
+            with _turn() as begun:
+                entry = self._deleting(choose, begun)
+                if entry is None:  # nothing to do, or somebody else took over
+                    return tuple(gone)
+                done, left = self._deleted_in_time(entry, begun)
             gone += done
             if not done or not left:
                 return tuple(gone)
-            begun = since_boot()
-            following = self._deleting(dict.fromkeys(left, entry.seq))
-            if following is None:  # somebody else took over
-                return tuple(gone)
-            entry = following
+            choose = partial(_still_deleting, digests=dict.fromkeys(left, entry.seq))
 
-    def _deleting(self, digests: Mapping[str, int]) -> Entry | None:
-        """Begin anew to delete bytes: *digests*, each with the entry that began it before."""
+    def _deleting(self, choose: Callable[[View], Sequence[str]], begun: dict[str, float]) -> Entry | None:
+        """Say that bytes are being deleted. In *begun* stands when each attempt began: one of them was appended."""
 
         def decide(view: View, seal: Sealer) -> list[Event]:
-            ours = _still_deleting(view, digests)
-            return [ev.BlobsDeleting(digests=ours)] if ours else []
+            going = tuple(choose(view))
+            if not going:
+                return []
+            worker = f"{surroundings.process()}:{uuid.uuid4().hex[:12]}"
+            begun[worker] = since_boot()
+            _working[worker] = float("inf")
+            return [ev.BlobsDeleting(digests=going, lease=_lease(), worker=worker)]
 
         return self.commit("registry", decide)
 
-    def _deleted_in_time(self, entry: Entry, begun: float) -> tuple[list[str], list[str]]:
+    def _deleted_in_time(self, entry: Entry, begun: Mapping[str, float]) -> tuple[list[str], list[str]]:
         """Delete what *entry* says, as long as it may; return what is gone, and what is left."""
-        digests = sorted(
-            {d for one in entry.events if isinstance(one, ev.BlobsDeleting) for d in one.digests}
-        )
+        (event,) = (event for event in entry.events if isinstance(event, ev.BlobsDeleting))
+        digests = sorted(set(event.digests))
+        end = begun[event.worker or ""] + (event.lease or 0)
         blobs = self.artifacts()
 
         def delete(digest: str, _: object) -> bool:
@@ -434,7 +443,7 @@ class Core:
 
             def too_late() -> bool:
                 nonlocal late
-                late = late or since_boot() - begun > DELETING
+                late = late or since_boot() > end
                 return late
 
             if not too_late():
@@ -499,7 +508,7 @@ class Core:
         """Return a document, from this handle's memory when it was read before."""
         found = self.documents.get(digest)
         if found is None:
-            found = self.artifacts().read(digest, elsewhere=False)
+            found = self.artifacts().read(digest, elsewhere=False, at_most=LARGEST_DOCUMENT)
             while self.documents and sum(map(len, self.documents.values())) + len(found) > _DOCUMENTS:
                 self.documents.pop(next(iter(self.documents)))
             self.documents[digest] = found
@@ -571,6 +580,81 @@ def _still_deleting(view: View, digests: Mapping[str, int]) -> tuple[str, ...]:
     return tuple(
         d for d, seq in digests.items() if d in known and known[d].state == "deleting" and known[d].seq == seq
     )
+
+
+_working: dict[str, float] = {}
+"""The collectors of this process that may be deleting: worker -> until when, by `since_boot`."""
+
+
+def _lease() -> float:
+    return min(LEASE, DELETING)
+
+
+@contextmanager
+def _turn() -> Iterator[dict[str, float]]:
+    """Lend a dict for the workers of one turn (worker -> when it began); all of them have ended after the block.
+
+    Ctrl-C leaves threads behind that may delete until the lease ends.
+    """
+    begun: dict[str, float] = {}
+    until: float | None = since_boot() + _lease()
+    try:
+        yield begun
+        until = None
+    except Exception:
+        until = None
+        raise
+    finally:
+        for worker, at in begun.items():
+            if until is None:
+                _working.pop(worker, None)
+            else:
+                _working[worker] = at + _lease()
+
+
+class _Collectors:
+    """What one who waits has seen of the collectors that it waits for."""
+
+    def __init__(self) -> None:
+        self._watched: dict[str, tuple[int, float]] = {}  # digest -> the entry that deletes it, since when
+        self._entries: dict[int, tuple[float, str | None]] = {}  # entry -> lease, worker
+        self._ended: dict[int, float] = {}  # entry -> since when nobody is at it
+
+    def dead(self, view: View, left: Mapping[str, int]) -> dict[str, int]:
+        """Return those of *left* (digest -> the entry that deletes it) of which no delete can come any more."""
+        now = time.monotonic()
+        watched = self._watched
+        self._watched = {
+            digest: watched[digest] if digest in watched and watched[digest][0] == seq else (seq, now)
+            for digest, seq in left.items()
+        }
+        return {
+            digest: seq for digest, (seq, since) in self._watched.items() if self._is_over(view, seq, since)
+        }
+
+    def _is_over(self, view: View, seq: int, since: float) -> bool:
+        if seq not in self._entries:
+            self._entries[seq] = self._collector(view, seq)
+        lease, worker = self._entries[seq]
+        now = time.monotonic()
+        if worker is not None and seq not in self._ended and _has_ended(worker):
+            self._ended[seq] = now
+        return now - since > 3 * lease or (seq in self._ended and now - self._ended[seq] > lease / 2)
+
+    @staticmethod
+    def _collector(view: View, seq: int) -> tuple[float, str | None]:
+        event = view.deleting(seq)
+        if event is None or event.lease is None or not 0 < event.lease <= DELETING:
+            return DELETING, None
+        return event.lease, event.worker
+
+
+def _has_ended(worker: str) -> bool:
+    """Return whether a collector certainly deletes nothing any more: its process is dead, or ours and has given up."""
+    process, _, _ = worker.rpartition(":")
+    if process == surroundings.process():
+        return _working.get(worker, 0.0) < since_boot()
+    return surroundings.is_dead(process)
 
 
 def since_boot() -> float:
@@ -906,6 +990,7 @@ class _Unreachable:
 __all__ = [
     "DELETED_AT_ONCE",
     "DELETING",
+    "LEASE",
     "Core",
     "artifacts_url",
     "batches",

@@ -17,13 +17,14 @@ from attrs import frozen
 
 from modelhub_sdk.arguments import beside, kept_outputs
 from modelhub_sdk.blobs import progress as bars
-from modelhub_sdk.core import Core, batches, since_boot
+from modelhub_sdk.core import Core, batches
 from modelhub_sdk.domain import events as ev
 from modelhub_sdk.domain.entities import File, GarbageReport, Stats
 from modelhub_sdk.domain.events import Event, Sealer
 from modelhub_sdk.errors import DigestMismatch, InvalidDocument, NotFound
 from modelhub_sdk.index import data, runs
 from modelhub_sdk.index.queries import GivenUp, View
+from modelhub_sdk.uses import forget_junk
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -61,6 +62,7 @@ def collect(core: Core, *, dry_run: bool, grace: timedelta, progress: bool | Non
             gone += free(core, batch, needs)
             if step is not None:
                 step(sum(stored.get(digest, 0) for digest in batch))
+    forget_junk(core)
     core.wait_for_deletion(going)  # another collector is at it, or was killed: then its work is finished here
     with core.view() as view:
         known = view.garbage(unneeded)
@@ -111,17 +113,13 @@ def free(core: Core, digests: Sequence[str], needs: Needs | None = None) -> tupl
 
 
 def _freed(core: Core, digests: Sequence[str], needs: Needs) -> tuple[str, ...]:
-    begun = since_boot()
-
-    def decide(view: View, seal: Sealer) -> list[Event]:
+    def choose(view: View) -> list[str]:
         known = view.garbage(digests)
         wanted = needs.now(core, view)
         busy = {d for d, one in known.items() if one.state == "deleting"}
-        going = tuple(digest for digest in digests if digest not in wanted and digest not in busy)
-        return [ev.BlobsDeleting(digests=going)] if going else []
+        return [digest for digest in digests if digest not in wanted and digest not in busy]
 
-    entry = core.commit("registry", decide)
-    return () if entry is None else core.deleted(entry, begun)
+    return core.delete(choose)
 
 
 @frozen

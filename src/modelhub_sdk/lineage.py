@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias
@@ -31,15 +30,13 @@ from modelhub_sdk.index import data, graph, runs
 from modelhub_sdk.index.queries import NOW, View
 from modelhub_sdk.references import Ref, any_uri, dataset_uri, dataset_version_uri, pin, pin_dataset
 from modelhub_sdk.resolver import found_datum
-from modelhub_sdk.uses import inbox
+from modelhub_sdk.uses import inbox, waiting
 
 SILENCE = timedelta(minutes=15)
 """A run of which nothing was heard for this long counts as interrupted."""
 
 LineageRef: TypeAlias = "Ref | Dataset | DatasetVersion | Datum | RunRecord"
 """What lineage can be asked of: whatever has a URI, ``run:<id>``, ``sha256:<digest>`` of a file, ``code:<commit>``."""
-
-_PAGE = 1000
 
 
 # --- runs -------------------------------------------------------------------------------------------------
@@ -95,7 +92,9 @@ def heartbeats(core: Core) -> dict[str, datetime]:
     for raw in notes(core, "heartbeat"):
         try:
             run, at = raw["run"], codec.parse_time(raw["at"])
-        except (KeyError, TypeError, ModelHubError):
+        except (KeyError, TypeError, ValueError, ModelHubError):
+            continue
+        if not isinstance(run, str):
             continue
         found[run] = max(at, found.get(run, at))
     return found
@@ -103,16 +102,9 @@ def heartbeats(core: Core) -> dict[str, datetime]:
 
 def notes(core: Core, kind: str) -> Iterator[Mapping[str, Any]]:
     """Yield the notes of one kind that wait in the inbox."""
-    after = ""
-    while page := core.place.store.notes(_PAGE, after=after):
-        after = page[-1].id
-        for note in page:
-            try:
-                raw = json.loads(note.body)
-            except ValueError:
-                continue
-            if isinstance(raw, dict) and raw.get("kind") == kind:
-                yield raw
+    for _, raw in waiting(core):
+        if raw["kind"] == kind:
+            yield raw
 
 
 def run(core: Core, at: int, ref: object) -> RunRecord:

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 from attrs import evolve
@@ -30,6 +31,7 @@ from modelhub_sdk.formats import codec
 from modelhub_sdk.ports import Record, SequenceTaken
 from modelhub_sdk.stores.ledger import check_gaps
 from modelhub_sdk.stores.opening import Place, connect
+from modelhub_sdk.uses import waiting
 
 _BATCH = 500  # entries whose bytes are looked after together
 _NOTES = 1000
@@ -329,11 +331,10 @@ def _wipe(place: Place) -> None:
 
 
 def _notes(core: Core) -> Iterator[list[Any]]:
-    """Yield what waits in the inbox: no use is lost by a move."""
-    after = ""
-    while notes := core.place.store.notes(_NOTES, after=after):
-        after = notes[-1].id
-        yield notes
+    """Yield what waits in the inbox, some at a time: no use is lost by a move. What is no note stays behind."""
+    notes = (note for note, _ in waiting(core))
+    while page := list(islice(notes, _NOTES)):
+        yield page
 
 
 def _check_same(core: Core, other: Core) -> None:

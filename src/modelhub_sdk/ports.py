@@ -15,11 +15,18 @@ index for free; `modelhub_sdk.testing.StoreConformance` says whether it keeps th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime
 from typing import IO, Protocol, runtime_checkable
 
 from attrs import frozen
+
+MAX_NOTE = 64 << 10
+"""Bytes of a note. Of one that has more, no byte is read."""
+
+NOTE_ID = re.compile(r"[0-9a-f]{32}")
+"""What the id of a note looks like: a uuid, as hex."""
 
 
 class SequenceTaken(Exception):
@@ -43,10 +50,17 @@ class Record:
 
 @frozen
 class Note:
-    """One message for the inbox: a unique id (a uuid, as hex) and its bytes."""
+    """One message for the inbox: a unique id (a uuid, as hex) and its bytes, at most `MAX_NOTE` of them.
+
+    Where a note should be anybody who may note a use can leave anything. A store returns what it cannot read as a
+    note with an empty `body`; `junk` says that no note of any release can be there (too large, empty, no file, no
+    bytes), and not only that this user may not read it.
+    Whoever reads the inbox passes over what is no note.
+    """
 
     id: str
     body: bytes
+    junk: bool = False
 
 
 @frozen
@@ -109,6 +123,14 @@ class SupportsGapCheck(Protocol):
 
 
 @runtime_checkable
+class Inspectable(Protocol):
+    """A `Store` whose inbox may hold things under names that are none of a note."""
+
+    def strange_notes(self) -> list[str]:
+        """Return the names of what lies in the inbox and is no note by its name. `notes` passes over it."""
+
+
+@runtime_checkable
 class Store(Protocol):
     """Where the journal and the inbox live. All methods are safe to call from several threads."""
 
@@ -137,7 +159,10 @@ class Store(Protocol):
         """Put *notes* into the inbox. May be called by thousands of processes at once."""
 
     def notes(self, limit: int, *, after: str = "", skip: Collection[str] = ()) -> list[Note]:
-        """Return up to *limit* notes in the order of their ids: those after *after* that are not in *skip*."""
+        """Return up to *limit* notes in the order of their ids: those after *after* that are not in *skip*.
+
+        None only when there are no more. What is too large or unreadable comes with an empty body.
+        """
 
     def forget(self, ids: Sequence[str]) -> None:
         """Remove notes; unknown ids are fine."""

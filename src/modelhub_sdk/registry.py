@@ -6,7 +6,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -1584,8 +1583,12 @@ class Registry(RegistryView):
         if time.monotonic() - core.drained < _DRAIN_EVERY:
             return
         core.drained = time.monotonic()
-        with suppress(ModelHubError):
+        try:
             drain(core)
+        except ModelHubError as error:
+            log.debug("uses wait in the inbox: %s", type(error).__name__)
+        except Exception:  # noqa: BLE001  # whatever somebody left there
+            log.warning("The inbox of %s could not be emptied.", shown(core.url, 200), exc_info=True)
 
     def __getattr__(self, name: str) -> Any:
         right = SPELLINGS.get(name)

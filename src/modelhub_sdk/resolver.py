@@ -59,11 +59,12 @@ from modelhub_sdk.errors import (
 from modelhub_sdk.formats import codec
 from modelhub_sdk.index import data
 from modelhub_sdk.index.queries import NOW, View
-from modelhub_sdk.ports import Note
+from modelhub_sdk.ports import MAX_NOTE, Note
 from modelhub_sdk.references import dataset_version_uri, found_version, pin, pin_dataset, version_uri
 
 log = logging.getLogger("modelhub_sdk")
 
+_LARGEST_PIN = 256 << 20  # bytes of what a name meant: a million files
 _WAIT = 0.5  # seconds that an inference waits for the record of its use; then it is spooled
 _URI: TypeAlias = ModelURI | DatasetURI | DatumURI
 _REMEMBERED_FOR = (
@@ -227,7 +228,7 @@ def _forget_deleted(core: Core, view: View) -> None:
     # Copies of a registry share its id, and go their own ways afterwards: the place says which it is.
     note = Path(cache.path) / "dropped" / core.registry_id / pins_folder(core).name
     with suppress(OSError, ValueError):
-        core.dropped = max(core.dropped, int(cache.note(note).read_bytes()))
+        core.dropped = max(core.dropped, int(disk.read_file(cache.note(note), 100)))
     if last <= core.dropped:
         return
     known = View(view.sql).garbage()
@@ -586,7 +587,9 @@ def _remembered(core: Core, uri: _URI, stale_ok: timedelta | None, error: ModelH
     """
     kind: Any = {"ModelURI": ModelVersion, "DatasetURI": DatasetVersion}.get(type(uri).__name__, Datum)
     try:
-        raw = codec.loads(core.cache().note(_pin_file(core, uri, _selector(uri))).read_bytes())
+        raw = codec.loads(
+            disk.read_file(core.cache().note(_pin_file(core, uri, _selector(uri))), _LARGEST_PIN)
+        )
         version = codec.structure_version(raw["version"], kind)
         as_of = codec.parse_time(raw["as_of"])
         if raw["url"] != core.url or (isinstance(uri, ModelURI) and version.model != uri.name):
@@ -594,7 +597,7 @@ def _remembered(core: Core, uri: _URI, stale_ok: timedelta | None, error: ModelH
         why = f"before {as_of:%Y-%m-%d}, when the registry was asked last: it says by whom, and why"
         gone = Frozen({str(path): why for path in raw.get("gone", ())})
         otherwise = why if raw.get("all_gone") else ""
-    except (OSError, ValueError, KeyError, TypeError, ModelHubError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ModelHubError):
         raise Offline(
             f"{shown(str(uri))} was never resolved here, and {error.message}",
             hint="Resolve it once while the registry can be reached.",
@@ -685,7 +688,8 @@ class _Use:
             for name in sorted(os.listdir(folder))[:_SPOOLED]:
                 if re.fullmatch(r"[0-9a-f]{32}\.json", name):
                     file = folder / name
-                    found.append((Note(name[:-5], file.read_bytes()), file))
+                    with suppress(disk.NotAFile):
+                        found.append((Note(name[:-5], disk.read_file(file, MAX_NOTE)), file))
         return found
 
     def _spool(self) -> None:

@@ -62,7 +62,10 @@ def _valohai_creator() -> str | None:
     # The keys are documented for Valohai's /valohai/config/execution.json.
     folder = os.environ.get("VH_CONFIG_DIR", "/valohai/config")
     try:
-        content = json.loads((Path(folder) / "execution.json").read_text("utf-8"))
+        place = Path(folder) / "execution.json"
+        if not place.is_file():
+            return None
+        content = json.loads(place.read_text("utf-8"))
         found = content.get("valohai.creator-email") or content.get("valohai.creator-name")
     except (OSError, ValueError, AttributeError):
         return None
@@ -85,6 +88,8 @@ def _git_email() -> str | None:
         parser = configparser.RawConfigParser(strict=False, allow_no_value=True)
         try:
             # git indents its keys, which this parser would read as continuation lines
+            if not place.is_file():  # a pipe would be waited for
+                continue
             text = "\n".join(line.strip() for line in place.read_text("utf-8", errors="replace").splitlines())
             parser.read_string(text)
             email = parser.get("user", "email", fallback=None)
@@ -167,14 +172,33 @@ def is_gone(text: str) -> bool:
     return False
 
 
-def _started(pid: int) -> str:
-    """Return when a process started, in ticks since the boot; empty where that cannot be known."""
+def is_dead(text: str) -> bool:
+    """Return whether the process that `process` described ran here and is certainly dead.
+
+    Stricter than `is_gone`: a process of another machine, boot or container, or one that this user may not see,
+    counts as alive.
+    """
+    parts = text.split(":")
+    if len(parts) != 4 or not all(parts) or not parts[0].isdigit() or parts[2:] != [_boot(), _namespace()]:
+        return False
+    try:
+        os.kill(int(parts[0]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        pass
+    started = _started(int(parts[0]), unknown="?")
+    return started not in ("?", parts[1])
+
+
+def _started(pid: int, unknown: str = "") -> str:
+    """Return when a process started, in ticks since the boot: empty of a dead one, *unknown* where it cannot be seen."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text("ascii", errors="replace")
         fields = stat.rpartition(")")[2].split()
         return "" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
-        return ""
+        return unknown
 
 
 def _boot() -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
 from modelhub_sdk.core import Core
 from modelhub_sdk.domain import events as ev
@@ -12,36 +15,118 @@ from modelhub_sdk.domain import names
 from modelhub_sdk.domain.entities import Use
 from modelhub_sdk.domain.events import Event, Sealer
 from modelhub_sdk.domain.uri import DatasetURI, ModelURI, Number, parse_uri
+from modelhub_sdk.errors import ModelHubError, shown
 from modelhub_sdk.formats import codec
 from modelhub_sdk.index import data
 from modelhub_sdk.index.queries import View
-from modelhub_sdk.ports import Note
+from modelhub_sdk.ports import MAX_NOTE, Inspectable, Note
+
+log = logging.getLogger("modelhub_sdk")
 
 FORGET_AFTER = timedelta(minutes=10)
 """How long a use stays in the inbox after it entered the journal: a reader may be between the two."""
 
 _REMEMBERED = timedelta(days=1)  # by then it has been forgotten; if not, the fold takes it once all the same
 _PAGE = 1000
-_USE_SIZE = 400  # bytes of a use in an entry, beside what was asked for
+_SET_ASIDE = 100_000  # ids that a handle remembers
+_USE_SIZE = 400  # bytes of a use in an entry, beside its texts of any length
 _ENTRY_SIZE = 500_000
+
+
+def waiting(core: Core, skip: Collection[str] = ()) -> Iterator[tuple[Note, Mapping[str, Any]]]:
+    """Yield the notes in the inbox that are notes, with what they say; unknown kinds too.
+
+    Anybody who may note a use can leave anything there. What does not decode is set aside: this handle does not
+    read it again, `damaged` counts it, and `forget_junk` removes it.
+    """
+    after = ""
+    while notes := core.place.store.notes(_PAGE, after=after, skip={*skip, *core.set_aside}):
+        after = notes[-1].id
+        for note in notes:
+            raw = _parsed(note)
+            if raw is not None:
+                yield note, raw
+            elif len(core.set_aside) < _SET_ASIDE:
+                core.set_aside.add(note.id)
 
 
 def inbox(core: Core, known: Collection[str] = ()) -> Iterator[Use]:
     """Yield the uses that wait in the inbox and are not *known*; notes of other kinds are passed over."""
+    for note, raw in waiting(core, known):
+        use = _use(note, raw)
+        if use is not None:
+            yield use
+
+
+def damaged(core: Core) -> list[str]:
+    """Return the names of all that lies in the inbox and is no note, or no use although it says so.
+
+    Raises:
+        StoreUnavailable, NotAllowed: the inbox cannot be read.
+    """
+    store = core.place.store
+    names = store.strange_notes() if isinstance(store, Inspectable) else []
     after = ""
-    while notes := core.place.store.notes(_PAGE, after=after, skip=known):
+    while notes := store.notes(_PAGE, after=after):
         after = notes[-1].id
         for note in notes:
-            use = read_use(note)
-            if use is not None:
-                yield use
+            raw = _parsed(note)
+            if raw is None or (raw["kind"] == "use" and _use(note, raw) is None and not _is_moving(raw)):
+                names.append(note.id)
+    return names
+
+
+def forget_junk(core: Core) -> int:
+    """Remove from the inbox what no release can have written as a note, and return how much that was.
+
+    A note is at most `ports.MAX_NOTE` bytes, and a JSON object with a `kind`; so it was for every release, and so
+    it stays. What is one, but of a kind or with values that this release does not know, stays. So does what
+    this user may not read.
+    """
+    junk: list[str] = []
+    after = ""
+    while notes := core.place.store.notes(_PAGE, after=after):
+        after = notes[-1].id
+        junk += [note.id for note in notes if (note.junk or note.body) and _parsed(note) is None]
+    for note_id in junk:
+        with suppress(ModelHubError):  # a folder, say: it stays, and is passed over
+            core.place.store.forget([note_id])
+    if junk:
+        log.warning(
+            "Removed %d things from the inbox of %s that are no notes.", len(junk), shown(core.url, 200)
+        )
+    return len(junk)
+
+
+def _parsed(note: Note) -> Mapping[str, Any] | None:
+    """Return what a note says; None when it is no JSON object with a kind."""
+    if note.junk or len(note.body) > MAX_NOTE:
+        return None
+    try:
+        raw = json.loads(note.body)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return raw if isinstance(raw, dict) and isinstance(raw.get("kind"), str) else None
 
 
 def read_use(note: Note) -> Use | None:
     """Return the use that a note tells of, None when it is none."""
+    raw = _parsed(note)
+    return None if raw is None else _use(note, raw)
+
+
+def _is_moving(raw: Mapping[str, Any]) -> bool:
+    """Return whether a use names no fixed version: that is for nobody to count, and no damage."""
     try:
-        raw = json.loads(note.body)
-        if raw.get("kind") != "use":
+        uri = parse_uri(raw["uri"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return isinstance(uri, ModelURI) and not isinstance(uri.selector, Number)
+
+
+def _use(note: Note, raw: Mapping[str, Any]) -> Use | None:
+    try:
+        if raw["kind"] != "use":
             return None
         uri = parse_uri(raw["uri"])
         if isinstance(uri, ModelURI) and not isinstance(uri.selector, Number):
@@ -55,7 +140,7 @@ def read_use(note: Note) -> Use | None:
             host=names.check_text(raw["host"], "host", 300) if raw.get("host") else None,
             run_id=names.check_text(raw["run_id"], "run_id", 300) if raw.get("run_id") else None,
         )
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -70,7 +155,7 @@ def drain(core: Core) -> int:
     taken: list[Use] = []
     size = 0
     for use in inbox(core, known):
-        size += len(use.asked) + _USE_SIZE
+        size += len(codec.dumps([use.asked, use.uri, use.run_id])) + _USE_SIZE
         if len(taken) >= _PAGE or size > _ENTRY_SIZE:
             break
         taken.append(use)

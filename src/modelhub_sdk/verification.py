@@ -11,11 +11,11 @@ from attrs import define, field, frozen
 from modelhub_sdk.arguments import kept_outputs
 from modelhub_sdk.blobs import progress as bars
 from modelhub_sdk.blobs.store import BlobStore
-from modelhub_sdk.core import Core
+from modelhub_sdk.core import LARGEST_DOCUMENT, Core
 from modelhub_sdk.domain import events as ev
 from modelhub_sdk.domain.entities import DatasetVersion, File, ModelVersion, Verification
 from modelhub_sdk.domain.events import Entry
-from modelhub_sdk.errors import InvalidDocument, JournalTooNew, ModelHubError, shown
+from modelhub_sdk.errors import InvalidDocument, JournalTooNew, ModelHubError, NotAllowed, shown
 from modelhub_sdk.formats import codec, manifest
 from modelhub_sdk.index import data, fold, runs, schema
 from modelhub_sdk.index.queries import View
@@ -24,6 +24,7 @@ from modelhub_sdk.ports import Record, Shelved
 from modelhub_sdk.stores.connections import sqlite_connect
 from modelhub_sdk.stores.ledger import check_gaps
 from modelhub_sdk.stores.private import unpacked
+from modelhub_sdk.uses import damaged
 
 _BATCH = 1000
 
@@ -42,7 +43,28 @@ def verify(
         blobs = _bytes(core, View(Sql(fresh, "sqlite")), version, problems, progress)
     finally:
         fresh.close()
-    return Verification(ok=not problems, problems=tuple(problems), entries=count, blobs=blobs, head=head)
+    remarks = _of_inbox(core, problems) if version is None else ()
+    return Verification(
+        ok=not problems, problems=tuple(problems), entries=count, blobs=blobs, head=head, remarks=remarks
+    )
+
+
+def _of_inbox(core: Core, problems: list[str]) -> tuple[str, ...]:
+    """Return a sentence about what lies in the inbox and is no note. It stops nobody, and nothing is lost by it."""
+    try:
+        names = damaged(core)
+    except NotAllowed:  # who may only leave notes there need not read those of others
+        return ()
+    except ModelHubError as error:
+        problems.append(f"The inbox cannot be read: {error}")
+        return ()
+    if not names:
+        return ()
+    some = ", ".join(shown(name, 80) for name in names[:3]) + (", ..." if len(names) > 3 else "")
+    return (
+        f"The inbox of {shown(core.url, 200)} holds {len(names)} things that are no notes of this release, and passes"
+        f" over them: {some}. reg.collect_garbage(dry_run=False) removes those that no release can have written.",
+    )
 
 
 @frozen
@@ -277,7 +299,7 @@ def _files(
     try:
         if document is not None:
             found.read.add(document)
-            files = list(manifest.decode(store.read(document), source=version.uri))
+            files = list(manifest.decode(store.read(document, at_most=LARGEST_DOCUMENT), source=version.uri))
     except ModelHubError as error:
         found.problems.append(f"{version.uri}: {error}")
         return None

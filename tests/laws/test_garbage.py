@@ -252,9 +252,6 @@ def test_a_stopped_collector_deletes_nothing_late(reg: Registry, monkeypatch: py
     reg.collect_garbage(dry_run=False)
     now = [0.0]
     monkeypatch.setattr(core, "since_boot", lambda: now[0])
-    from modelhub_sdk import garbage
-
-    monkeypatch.setattr(garbage, "since_boot", lambda: now[0])
     commit = core.Core.commit
 
     def stopped_after(self: core.Core, scope: str, decide: Any) -> Any:
@@ -537,3 +534,186 @@ def test_killed_collectors(kind: str, make_home: MakeHome, tmp_path: Path) -> No
         check_sound(reg)
         assert reg.versions(limit=100).total == 60
         assert reg.stats().missing == 0
+
+
+# --- collectors that were killed --------------------------------------------------------------------------
+
+KILLED = """
+    import os, signal, sys
+    from datetime import timedelta
+    import modelhub_sdk as hub
+    from modelhub_sdk.blobs.store import BlobStore
+    where, cache, artifacts, purged = sys.argv[1:]
+    def killed(self, digest, **options):
+        os.kill(os.getpid(), signal.SIGKILL)
+    with hub.open(where, cache_dir=cache, artifacts=artifacts or None) as reg:
+        BlobStore.delete = killed
+        if purged:
+            reg.purge(purged, "asked to")
+        reg.collect_garbage(dry_run=False, grace=timedelta(0))
+"""
+
+
+def _kill(home: Home, cache: Path, purged: str = "") -> None:
+    """Kill a collector (or a purge) right after the entry that says what is being deleted."""
+    arguments = [home.url, str(cache), home.artifacts or "", purged]
+    child = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), *arguments], check=False)
+    assert child.returncode == -signal.SIGKILL
+
+
+class Waits:
+    """A clock that goes on by what is slept: how long a call would have waited."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = time.monotonic()
+        self.slept = 0.0
+        monkeypatch.setattr(core.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(core.time, "sleep", self._sleep)
+
+    def _sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.slept += seconds
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_killed_collector_delays_by_seconds(
+    kind: str, make_home: MakeHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After kill -9 of a collector the next one, a purge, and who registers the same bytes wait for seconds."""
+    home = make_home(kind)
+    with home.opened() as reg:
+        doomed = reg.register("doomed", {"m.bin": b"doomed"})
+        reg._core.artifacts().put_bytes(b"weights")
+        reg._core.artifacts().put_bytes(b"stray")
+        _kill(home, tmp_path / "other")
+        _kill(home, tmp_path / "other", doomed.uri)
+        begun = time.monotonic()
+        reg.register("churn", {"m.bin": b"weights"})
+        assert time.monotonic() - begun < 30
+        with monkeypatch.context() as patch:
+            waits = Waits(patch)
+            reg.purge(doomed, "asked to")
+            reg.collect_garbage(dry_run=False)
+        assert waits.slept < 2 * core.LEASE
+        assert stored(reg) == {digest(b"weights")}
+        assert Path(reg.resolve("churn/v1").path, "m.bin").read_bytes() == b"weights"
+        check_sound(reg)
+        assert reg.stats().missing == 0
+
+
+def _begin(reg: Registry, one: str, **fields: Any) -> None:
+    fields = {"lease": core.LEASE, "worker": None} | fields
+    reg._core.commit("registry", lambda view, seal: [ev.BlobsDeleting(digests=(one,), **fields)])
+
+
+@pytest.mark.parametrize(
+    ("fields", "least", "most"),
+    [
+        ({}, 12, 16),  # of another machine
+        ({"worker": "1:2:elsewhere:3:abc"}, 12, 16),
+        ({"worker": "not a process"}, 12, 16),
+        ({"lease": None}, 60, 64),  # of the first releases
+        ({"lease": 1e9}, 60, 64),
+        ({"lease": -1.0}, 60, 64),
+        ({"lease": 0.0}, 60, 64),
+    ],
+)
+def test_how_long_one_waits_for_a_collector(
+    fields: dict[str, Any], least: float, most: float, reg: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who cannot see a collector waits three times its lease; that of one that says none is 20 seconds."""
+    _begin(reg, reg._core.artifacts().put_bytes(b"weights"), **fields)
+    waits = Waits(monkeypatch)
+    reg.register("churn", {"m.bin": b"weights"})
+    assert least < waits.slept < most
+    assert reg.verify().ok
+
+
+def test_who_is_alive_is_waited_for(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A living process of this machine is waited for, also when it is stopped; a dead one, or an older of its number, is not."""
+    from modelhub_sdk import surroundings
+
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        alive = surroundings.process(child.pid)
+        child.send_signal(signal.SIGSTOP)
+        assert not surroundings.is_dead(alive)
+        pid, started, boot, space = alive.split(":")
+        assert surroundings.is_dead(f"{pid}:{int(started) - 1}:{boot}:{space}")
+        assert not surroundings.is_dead(f"{pid}:{started}:{'0' * 16}:{space}")
+        assert not surroundings.is_dead(f"{pid}:{started}:{boot}:7")
+        with monkeypatch.context() as patch:  # what cannot be seen counts as alive
+            patch.setattr(surroundings, "_started", lambda pid, unknown="": unknown)
+            assert not surroundings.is_dead(alive)
+        child.kill()
+    assert surroundings.is_dead(alive)
+    for rubbish in ("", "1", "a:b:c:d", ":::", f"-1:{started}:{boot}:{space}", f"{10**30}:1:{boot}:{space}"):
+        assert not surroundings.is_dead(rubbish)
+
+
+def test_a_collector_that_lost_its_store(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a collector of this very process gave up is taken over after half a lease."""
+    from modelhub_sdk.errors import StoreUnavailable
+
+    reg._core.artifacts().put_bytes(b"weights")
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise StoreUnavailable("lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BlobStore, "delete", broken)
+        with pytest.raises(StoreUnavailable):
+            reg.collect_garbage(dry_run=False, grace=AT_ONCE)
+    assert not core._working
+    waits = Waits(monkeypatch)
+    reg.register("churn", {"m.bin": b"weights"})
+    assert waits.slept < core.LEASE
+    assert reg.verify().ok
+
+
+def test_a_slow_commit_takes_nothing_of_the_lease(reg: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lease begins with the attempt that was appended, not with the first one: other writers cost no deletion."""
+    reg._core.artifacts().put_bytes(b"stray")
+    reg.collect_garbage(dry_run=False)
+    now = [0.0]
+    monkeypatch.setattr(core, "since_boot", lambda: now[0])
+    attempt, tries = core.Core._attempt, []
+
+    def taken(self: core.Core, entry_id: str, scope: str, decide: Any, *rest: Any) -> Any:
+        def slow(view: Any, seal: Any) -> Any:
+            events = decide(view, seal)
+            tries.append(1)
+            if len(tries) == 1:
+                now[0] += core.LEASE + 1
+                raise core.SequenceTaken(0)
+            return events
+
+        return attempt(self, entry_id, scope, slow, *rest)
+
+    monkeypatch.setattr(core.Core, "_attempt", taken)
+    assert reg.collect_garbage(dry_run=False, grace=AT_ONCE).deleted == 1
+
+
+def test_a_request_that_hangs_is_given_up(make_home: MakeHome, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request to delete that the store does not answer is given up, so that it cannot arrive when the lease is long over."""
+    import asyncio
+
+    import s3fs
+
+    from modelhub_sdk.blobs import remote
+
+    with make_home("s3").opened() as reg:
+        one = reg._core.artifacts().put_bytes(b"stray")
+        ended = threading.Event()
+
+        async def hangs(self: Any, path: str, **_: Any) -> None:
+            try:
+                await asyncio.sleep(60)
+            finally:
+                ended.set()
+
+        monkeypatch.setattr(s3fs.S3FileSystem, "_rm_file", hangs)
+        monkeypatch.setattr(remote, "_DELETE", 0.1)
+        asked = []
+        reg._core.artifacts().delete(one, needed=lambda: bool(asked.append(1)) or len(asked) > 1)
+        assert ended.wait(10)
+        assert one in stored(reg)

@@ -58,6 +58,7 @@ SAME = 32
 """Hex digits that the name of a lock and of the transfers behind it have in common."""
 
 _HEX = re.compile(r"[0-9a-f]{62}")
+_LEASE = 256 << 20  # bytes of a lease: a line for each of a million files
 _STALLED = 30.0  # seconds without progress of another process after which we fetch as well
 _RESUMED = 16 << 20  # bytes from which on an interrupted transfer is worth going on with
 _ABANDONED = 24 * 3600.0  # seconds after which nobody will
@@ -1177,7 +1178,7 @@ class Cache:
             with contextlib.suppress(OSError):
                 path = os.path.join(folder, name)
                 if not disk.is_left_over(name, os.lstat(path).st_mtime):
-                    found.update(Path(path).read_text("ascii", "replace").split())
+                    found.update(disk.read_file(path, _LEASE).decode("ascii", "replace").split())
         return found
 
     # ---- inside

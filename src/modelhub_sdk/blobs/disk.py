@@ -42,10 +42,11 @@ _STALE = 24 * 3600.0  # a temporary file of an unknown owner is left over after 
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0)
+_NOCTTY = getattr(os, "O_NOCTTY", 0)
 _DIRECTORY = getattr(os, "O_DIRECTORY", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
 
-READ = os.O_RDONLY | _NOFOLLOW | _CLOEXEC | _NONBLOCK | _BINARY
+READ = os.O_RDONLY | _NOFOLLOW | _CLOEXEC | _NONBLOCK | _NOCTTY | _BINARY
 CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _CLOEXEC | _BINARY
 DIRECTORY = os.O_RDONLY | _DIRECTORY | _NOFOLLOW | _CLOEXEC
 LOCK = os.O_RDWR | os.O_CREAT | _NOFOLLOW | _CLOEXEC  # never truncates, never through a link
@@ -84,9 +85,15 @@ def unavailable(exc: BaseException, doing: str, where: object, hint: str = "") -
     """Return the `StoreUnavailable` that tells of *exc*, with its ``errno``."""
     number = exc.errno if isinstance(exc, OSError) else None
     reason = os.strerror(number) if number is not None else type(exc).__name__
+    if isinstance(exc, NotAFile):
+        reason = exc.strerror or reason
     return StoreUnavailable(
         f"Cannot {doing} {text(where)}: {reason}.", hint=hint or _HINTS.get(number or 0, ""), errno=number
     )
+
+
+class NotAFile(OSError):
+    """A FIFO, device, socket or folder lies where a regular file should be, or a file that is too large to be one."""
 
 
 _HINTS = {
@@ -364,14 +371,52 @@ def sweep(folder: Name, *, older_than: float | None = None, stem: str | None = N
 # --------------------------------------------------------------------------- reading
 
 
-def open_regular(path: Name, *, dir_fd: int | None = None) -> tuple[int, os.stat_result]:
-    """Return a descriptor and the stat of the regular file *path*; a link, device or FIFO is an OSError."""
-    fd = os.open(path, READ, dir_fd=dir_fd)
-    info = os.fstat(fd)
-    if not stat.S_ISREG(info.st_mode):
+def open_regular(
+    path: Name | os.PathLike[str], *, dir_fd: int | None = None, follow: bool = False
+) -> tuple[int, os.stat_result]:
+    """Return a descriptor and the stat of the regular file *path*, without waiting for anybody.
+
+    Raises:
+        NotAFile: a FIFO, device, socket or folder lies there. Reading one could wait for ever.
+        OSError: it cannot be opened. A symbolic link is ELOOP, unless *follow*.
+    """
+    try:
+        fd = os.open(path, READ & ~_NOFOLLOW if follow else READ, dir_fd=dir_fd)
+    except OSError as exc:
+        if exc.errno == errno.ENXIO:
+            raise NotAFile(errno.EINVAL, "it is a socket or a device, not a file") from exc
+        raise
+    try:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
+            raise NotAFile(errno.EINVAL, f"it is a {_kind(info.st_mode)}, not a file")
+    except BaseException:
         os.close(fd)
-        raise OSError(errno.EINVAL, "not a regular file")
+        raise
     return fd, info
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFIFO: "FIFO", stat.S_IFDIR: "folder", stat.S_IFSOCK: "socket"}
+    return kinds.get(stat.S_IFMT(mode), "device")
+
+
+def read_file(path: Name | os.PathLike[str], at_most: int, *, follow: bool = False) -> bytes:
+    """Return all bytes of the regular file *path*.
+
+    Raises:
+        NotAFile: as of `open_regular`, and when it has more than *at_most* bytes.
+        OSError: as of `open_regular`.
+    """
+    fd, info = open_regular(path, follow=follow)
+    with os.fdopen(fd, "rb") as file:
+        # As many bytes as are asked for are reserved at once, so first as many as there are, and one: it may grow.
+        data = file.read(info.st_size + 1) if info.st_size <= at_most else b""
+        if len(data) > info.st_size:
+            data += file.read(max(at_most + 1 - len(data), 0))
+    if info.st_size > at_most or len(data) > at_most:
+        raise NotAFile(errno.EINVAL, f"it is larger than the {at_most:,} bytes that are read of such a file")
+    return data
 
 
 class FdReader:

@@ -213,9 +213,8 @@ class LocalBlobs:
         """Return the copy that keeps its blobs here, empty when it is unknown which; None when there is none."""
         path = os.path.join(self.base, "copy")
         try:
-            with open(path, "rb") as file:
-                return os.fsdecode(file.read(_MARK)).strip()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return os.fsdecode(disk.read_file(path, _MARK, follow=True)).strip()
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as exc:
             raise unavailable(exc, "look into the artifact store", path) from exc

@@ -7,6 +7,7 @@ them whole or not at all, and an error after a write is settled by looking.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import logging
@@ -43,6 +44,8 @@ from modelhub_sdk.errors import (
 log = logging.getLogger(__name__)
 
 _WHOLE = 8 << 20  # up to this size an object is written by one request, from memory
+_MARK = 8192  # bytes of a mark that are read
+_DELETE = 5.0  # seconds for a request to delete; see `core.LEASE`
 _BLOCK = 16 << 20  # parts of larger ones
 
 _CREATE_ONLY = {"s3", "s3a"}  # mode="create" sends If-None-Match: *
@@ -278,11 +281,22 @@ class RemoteBlobs:
     # ---- the whole
 
     def delete(self, digest: str, needed: Callable[[], bool] = lambda: False) -> None:
-        """Remove the blob, if it is there and not *needed*, which is asked before each attempt."""
+        """Remove the blob, if it is there and not *needed*, which is asked before each attempt and must not wait.
+
+        A request that takes longer than some seconds is given up: it must not arrive much later than it was allowed.
+        """
         fs, key = self._key(digest)
 
-        def attempt() -> None:
+        async def bounded() -> None:
             if not needed():
+                await asyncio.wait_for(fs._rm_file(key), _DELETE)
+
+        def attempt() -> None:
+            if getattr(fs, "async_impl", False):
+                from fsspec.asyn import sync
+
+                sync(fs.loop, bounded)
+            elif not needed():
                 fs.rm_file(key)
 
         with contextlib.suppress(FileNotFoundError):
@@ -320,7 +334,7 @@ class RemoteBlobs:
 
         def look() -> bytes:
             fs.invalidate_cache(base)
-            return bytes(fs.cat_file(f"{base}/copy"))
+            return bytes(fs.cat_file(f"{base}/copy", start=0, end=_MARK))
 
         try:
             found = os.fsdecode(patiently(look, "look into", self._shown)).strip()

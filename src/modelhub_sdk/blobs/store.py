@@ -23,6 +23,7 @@ from modelhub_sdk.domain import external
 from modelhub_sdk.domain.entities import File
 from modelhub_sdk.errors import (
     DigestMismatch,
+    InvalidDocument,
     InvalidName,
     ModelHubError,
     NotAllowed,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _SMALL = 1 << 20  # bytes
+_HASHED_FIRST = 16 << 20  # bytes
 _FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", -1), errno.EFBIG, errno.EROFS})
 _LATELY = 20_000  # sources that a handle remembers until they are in the journal
 _HELD = 64 << 20  # bytes of those that are in memory
@@ -266,12 +268,14 @@ class BlobStore:
         found = self._blobs.size(_checked(digest))
         return found is not None and size in (None, found)
 
-    def read(self, digest: str, *, elsewhere: bool = True) -> bytes:
+    def read(self, digest: str, *, elsewhere: bool = True, at_most: int | None = None) -> bytes:
         """Return the whole blob, checked. For small documents: it is held in memory.
 
         Without *elsewhere* only from here: what we wrote ourselves is kept nowhere by reference.
+        What is large is hashed before it is held, so that wrong bytes take no memory, however many they are.
 
         Raises:
+            InvalidDocument: it has more than *at_most* bytes.
             NotFound: there is no such blob.
             DigestMismatch: its bytes are not those of *digest*.
             StoreUnavailable: the store did not answer.
@@ -284,7 +288,12 @@ class BlobStore:
             return data, "sha256:" + hashlib.sha256(data).hexdigest()
 
         try:
-            data, actual = read(self._blobs.open(_checked(digest)))
+            file = self._blobs.open(_checked(digest))
+            with disk.translated("read the blob", digest):
+                size = file.seek(0, os.SEEK_END)
+                file.seek(0)
+            self._check_large(digest, size, at_most)
+            data, actual = read(file)
         except NotFound as error:
             if not elsewhere:
                 raise
@@ -299,6 +308,18 @@ class BlobStore:
         if actual != digest:
             raise disk.mismatch(digest, actual, self.url)
         return data
+
+    def _check_large(self, digest: str, size: int, at_most: int | None) -> None:
+        """Raise what `read` raises for a blob that is too large, or large and wrong."""
+        if at_most is not None and size > at_most:
+            raise InvalidDocument(
+                f"The blob {digest} in {shown(self.url)} has {size:,} bytes; a document has at most {at_most:,}.",
+                hint="Restore it from a backup.",
+            )
+        if size > _HASHED_FIRST:
+            actual, _ = self._blobs.fetch(digest, size, None, None)
+            if actual != digest:
+                raise disk.mismatch(digest, actual, self.url)
 
     def open(self, digest: str, size: int | None = None) -> BinaryIO:
         """Return a binary file object of the blob. **Its bytes are not checked**: see `fetch`.

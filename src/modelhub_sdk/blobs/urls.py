@@ -19,7 +19,7 @@ from typing import Any
 
 from attrs import frozen
 
-from modelhub_sdk.blobs import progress, web
+from modelhub_sdk.blobs import disk, progress, web
 from modelhub_sdk.blobs.cache import SAME, Cache
 from modelhub_sdk.blobs.disk import Reader
 from modelhub_sdk.blobs.objects import Unchanged, url_state
@@ -191,7 +191,7 @@ class _Note:
         self.tag: str | None = None
         self.digest, self.size = "", 0
         try:
-            raw = json.loads(self._file.read_bytes())
+            raw = json.loads(disk.read_file(self._file, 1 << 16))
             tag, digest, size = raw["tag"], raw["digest"], raw["size"]
             if (tag is None or isinstance(tag, str)) and isinstance(digest, str) and isinstance(size, int):
                 self.tag, self.digest, self.size = tag, digest, size

@@ -323,13 +323,17 @@ class Use:
 
 @frozen
 class Verification(Shown):
-    """What `verify` found. `ok` is True when there are no `problems` (one sentence each)."""
+    """What `verify` found. `ok` is True when there are no `problems` (one sentence each).
+
+    `remarks` are about what is strange and damages nothing, such as things in the inbox that are no notes.
+    """
 
     ok: bool
     problems: tuple[str, ...]
     entries: int
     blobs: int
     head: str
+    remarks: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return self.ok

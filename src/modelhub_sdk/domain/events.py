@@ -371,10 +371,16 @@ class BlobsSpared(BlobsChanged):
 
 @frozen
 class BlobsDeleting(BlobsChanged):
-    """From here on nobody may rely on these bytes: they are being deleted."""
+    """From here on nobody may rely on these bytes: they are being deleted.
+
+    `lease` are the seconds after this entry in which its collector may begin to delete one; None: 20, as in the
+    first releases. `worker` tells the collector's process from all others, so that its neighbours see when it dies.
+    """
 
     kind: ClassVar[str] = "blobs.deleting"
     state: ClassVar[str | None] = "deleting"
+    lease: float | None = None
+    worker: str | None = None
 
 
 @frozen

@@ -122,7 +122,8 @@ _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 def print_time(at: datetime) -> str:
     """Return an aware time as ``2026-08-01T10:00:00.000000Z``."""
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    utc = at.astimezone(UTC)
+    return f"{utc.year:04d}" + utc.strftime("-%m-%dT%H:%M:%S.%fZ")  # %Y does not pad the years before 1000
 
 
 def parse_time(text: str) -> datetime:

@@ -622,6 +622,14 @@ class View:
             found[name] = Garbage(state, since, _EPOCH + timedelta(microseconds=int(moment)))
         return found
 
+    def deleting(self, seq: int) -> ev.BlobsDeleting | None:
+        """Return what entry *seq* says of bytes that it begins to delete, None when it says nothing."""
+        row = self.sql.one(
+            "SELECT doc FROM @event WHERE seq = ? AND kind = ? LIMIT 1", seq, ev.BlobsDeleting.kind
+        )
+        event = None if row is None else codec.read_event(row[0], f"entry {seq}")
+        return event if isinstance(event, ev.BlobsDeleting) else None
+
     def all_files(self) -> list[tuple[str, str, int]]:
         """Return (model or dataset, digest, size) of every file that was not given up and stands in the index."""
         rows = self.sql.all(

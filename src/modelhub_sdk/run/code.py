@@ -37,6 +37,7 @@ from typing import Any, Final
 
 from attrs import frozen
 
+from modelhub_sdk.blobs import disk
 from modelhub_sdk.domain.lineage import Code
 from modelhub_sdk.run import masking
 
@@ -246,8 +247,9 @@ def _relative(script: Path | None, root: Path | None) -> str | None:
 def _digest_of_file(path: Path) -> str | None:
     sha = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size > _MAX_SCRIPT:
+        fd, info = disk.open_regular(path, follow=True)  # python <(...) runs a pipe
+        with os.fdopen(fd, "rb") as file:
+            if info.st_size > _MAX_SCRIPT:
                 return None
             while piece := file.read(_PIECE):
                 sha.update(piece)
@@ -350,6 +352,8 @@ def _head_line(path: Path) -> str:
 
 def _packed(common: Path, ref: str) -> str:
     try:
+        if not (common / "packed-refs").is_file():
+            return ""
         with open(common / "packed-refs", encoding="utf-8", errors="surrogateescape") as file:
             return next((line[:-1].partition(" ")[0] for line in file if line[:-1].endswith(" " + ref)), "")
     except OSError:

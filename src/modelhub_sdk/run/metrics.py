@@ -31,7 +31,7 @@ class Series:
             self._recover(path)
 
     def _recover(self, path: Path) -> None:
-        if not path.exists():
+        if not path.is_file():  # a pipe would be waited for
             return
         for line in path.read_text("utf-8", errors="replace").splitlines():
             try:

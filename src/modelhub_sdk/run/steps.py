@@ -13,6 +13,7 @@ from typing import Any
 
 from attrs import frozen
 
+from modelhub_sdk.blobs import disk
 from modelhub_sdk.domain.values import Frozen
 from modelhub_sdk.errors import (
     InvalidDocument,
@@ -117,7 +118,7 @@ def load(path: str | os.PathLike[str]) -> Project:
     try:
         if found.is_dir():
             found /= "valohai.yaml"
-        text = found.read_text("utf-8")
+        text = disk.read_file(found, 16 << 20, follow=True).decode("utf-8")
     except FileNotFoundError:
         raise NotFound(
             f"There is no {shown(str(found), 300)}.", hint="Pass the path of a valohai.yaml."

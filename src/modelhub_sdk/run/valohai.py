@@ -16,6 +16,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
+from modelhub_sdk.blobs import disk
 from modelhub_sdk.domain.entities import File
 from modelhub_sdk.domain.lineage import RunInput
 from modelhub_sdk.domain.values import Frozen, normalise
@@ -207,7 +208,7 @@ def execution(folder: str | os.PathLike[str] | None = None) -> Execution | None:
 
 def _read(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = json.loads(disk.read_file(path, 64 << 20, follow=True).decode("utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:

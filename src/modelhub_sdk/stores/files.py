@@ -26,7 +26,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
-from modelhub_sdk.blobs.disk import sweep, temporary
+from modelhub_sdk.blobs.disk import NotAFile, open_regular, read_file, sweep, temporary
 from modelhub_sdk.errors import (
     ClockSkew,
     CredentialsRefused,
@@ -37,9 +37,9 @@ from modelhub_sdk.errors import (
     shown,
 )
 from modelhub_sdk.formats import codec
-from modelhub_sdk.ports import Note, Record, SequenceTaken
+from modelhub_sdk.ports import MAX_NOTE, NOTE_ID, Note, Record, SequenceTaken
 from modelhub_sdk.stores.ledger import missing_entry
-from modelhub_sdk.stores.shelf import FOLDER, Shelf
+from modelhub_sdk.stores.shelf import FOLDER, LARGEST_PACK, Shelf
 
 _ONE_BY_ONE = 16
 """Entries read by asking for the next number; more are listed once and read in parallel."""
@@ -47,6 +47,12 @@ _ONE_BY_ONE = 16
 _FOLDER_NAME = re.compile(r"\d{7}", re.ASCII)
 _ENTRY_NAME = re.compile(r"\d{10}\.json", re.ASCII)
 
+LARGEST_ENTRY = 64_000_000
+"""Bytes of an entry's file, its private texts included. More is neither written nor read."""
+
+_PIECE = 1 << 20  # bytes
+_RANGE = 8 << 20  # bytes in a request
+_READ_AT_ONCE = 100  # entries, while a pack is made: it may turn out to be too large
 _PACKED_AT_ONCE = 8  # folders: a client that finds a long journal without packs leaves the rest to others
 
 CREATE_ONLY = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
@@ -67,8 +73,15 @@ class Medium(Protocol):
     def replace(self, name: str, data: bytes) -> None:
         """Store *data* under *name*, whole, whatever was there."""
 
-    def get(self, name: str) -> bytes | None:
-        """Return what *name* holds, None when there is none."""
+    def get(self, name: str, at_most: int = LARGEST_ENTRY) -> bytes | None:
+        """Return what *name* holds, None when there is none.
+
+        Raises:
+            InvalidDocument: it has more than *at_most* bytes, or is no file at all.
+        """
+
+    def pieces(self, name: str, at_most: int) -> Iterator[bytes]:
+        """Yield what *name* holds piece by piece, nothing when there is none. Errors as of `get`."""
 
     def names(self, folder: str) -> list[str]:
         """Return the names in *folder*, without it; [] when there is none."""
@@ -97,7 +110,13 @@ class FileStore:
     def append(self, record: Record) -> None:
         """Create the entry's file; before the first one, probe that the medium can."""
         self.probe()
-        self.medium.create(_entry_name(record.seq), _printed(record))
+        data = _printed(record)
+        if len(data) > LARGEST_ENTRY:
+            raise InvalidDocument(
+                f"This change is {len(data):,} bytes with its texts, and {LARGEST_ENTRY:,} is the limit.",
+                hint="Attach long texts as files.",
+            )
+        self.medium.create(_entry_name(record.seq), data)
 
     def read(self, after: int, limit: int | None = None) -> Iterator[Record]:
         """Yield the records after *after*: by name, never by what a listing leaves out."""
@@ -140,12 +159,11 @@ class FileStore:
             return []
         with ThreadPoolExecutor(max_workers=1) as threads:
             final = threads.submit(self._get, folder * FOLDER + FOLDER - 1)
-            plain = self.shelf.pack(folder)
+            records = self._of_pack(folder)
             final_record = final.result()
-        if plain is None:
+        if not records:
             return []
         try:
-            records = _unpacked(plain, folder, self.url)
             if final_record is None or records[-1].chain != final_record.chain:
                 raise InvalidDocument("The pack ends otherwise than the journal.")
             records = [record for record in records if record.seq > last.seq]
@@ -157,12 +175,19 @@ class FileStore:
             return []
         return [record for record in records if end is None or record.seq <= end]
 
+    def _of_pack(self, folder: int) -> list[Record]:
+        """Return the records of a pack; [] when it cannot be had, or is damaged: then it is deleted."""
+        try:
+            return _unpacked(self.shelf.pack(folder), folder, self.url)
+        except InvalidDocument:
+            self.shelf.bad_pack(folder)
+            return []
+
     def packed(self) -> Iterator[Record]:
         """Yield the records in all packs."""
         for folder in sorted(self.shelf.packs()):
-            plain = self.shelf.pack(folder)
             with suppress(InvalidDocument):
-                yield from _unpacked(plain, folder, self.url) if plain is not None else ()
+                yield from _unpacked(self.shelf.pack(folder), folder, self.url)
 
     def tidy(self, seq: int) -> None:
         """Pack the full folders before entry *seq*: the newest ones, a few at a time."""
@@ -172,10 +197,17 @@ class FileStore:
             self.shelf.make_pack(folder, lambda folder=folder: self._plain(folder))  # type: ignore[misc]
 
     def _plain(self, folder: int) -> bytes | None:
-        """Return the entries of a full folder as a pack holds them, None when one is not there."""
-        found = self._gets(_numbers(folder))
-        records = [record for record in found if record is not None]
-        return b"".join(map(_printed, records)) if len(records) == len(found) else None
+        """Return the entries of a full folder as a pack holds them; None when one is not there, or they are too large."""
+        numbers, parts, size = _numbers(folder), [], 0
+        for start in range(0, len(numbers), _READ_AT_ONCE):
+            for record in self._gets(numbers[start : start + _READ_AT_ONCE]):
+                if record is None:
+                    return None
+                parts.append(_printed(record))
+                size += len(parts[-1])
+                if size > LARGEST_PACK:
+                    return None
+        return b"".join(parts)
 
     def _listed(self, after: int, end: int | None) -> list[Record]:
         """Return the run of records after *after* that stand in the next folder, read in parallel."""
@@ -255,16 +287,33 @@ class FileStore:
 
     def notes(self, limit: int, *, after: str = "", skip: Collection[str] = ()) -> list[Note]:
         """Return up to *limit* notes in the order of their ids; those to skip are not even read."""
-        there = sorted(name[:-5] for name in self.medium.names("inbox") if name.endswith(".json"))
-        ids = [one for one in there if one > after and one not in skip][:limit]
-        with ThreadPoolExecutor(max_workers=self._parallel) as threads:
-            found = list(threads.map(lambda one: self.medium.get(f"inbox/{one}.json"), ids))
-        return [Note(one, body) for one, body in zip(ids, found, strict=True) if body is not None]
+        waiting = sorted(note_id for name in self.medium.names("inbox") if (note_id := _id_of(name)))
+        ids = [note_id for note_id in waiting if note_id > after and note_id not in skip]
+        notes: list[Note] = []
+        while ids and not notes:  # all of a page may have been forgotten by others meanwhile
+            page, ids = ids[:limit], ids[limit:]
+            with ThreadPoolExecutor(max_workers=self._parallel) as threads:
+                notes = [note for note in threads.map(self._note, page) if note is not None]
+        return notes
+
+    def _note(self, note_id: str) -> Note | None:
+        """Return a note, without its bytes when they cannot be read; None when it is gone."""
+        try:
+            body = self.medium.get(f"inbox/{note_id}.json", MAX_NOTE)
+        except InvalidDocument:  # too large, or no file
+            return Note(note_id, b"", junk=True)
+        except NotAllowed:  # another user's: it may be sound
+            return Note(note_id, b"")
+        return None if body is None else Note(note_id, body, junk=not body)
+
+    def strange_notes(self) -> list[str]:
+        """Return the names in the inbox that are not those of notes."""
+        return sorted(name for name in self.medium.names("inbox") if _id_of(name) is None)
 
     def forget(self, ids: Sequence[str]) -> None:
         """Remove notes."""
         for one in ids:
-            if one.isalnum():  # never let a hostile id name another file
+            if NOTE_ID.fullmatch(one):  # never let a hostile id name another file
                 self.medium.delete(f"inbox/{one}.json")
 
     # --- the place -----------------------------------------------------------------------------
@@ -322,14 +371,43 @@ def _numbers(folder: int) -> range:
     return range(max(1, folder * FOLDER), folder * FOLDER + FOLDER)
 
 
-def _unpacked(plain: bytes, folder: int, where: str) -> list[Record]:
-    lines = plain.split(b"\n")
-    numbers = _numbers(folder)
-    if len(lines) != 3 * len(numbers) + 1:
-        raise InvalidDocument("The pack has another number of entries.")
-    return [
-        _parsed(b"\n".join((*lines[3 * n : 3 * n + 3], b"")), seq, where) for n, seq in enumerate(numbers)
-    ]
+def _id_of(name: str) -> str | None:
+    """Return the id of the note that is the file *name* of the inbox, None when it is no note's name."""
+    note_id = name.removesuffix(".json")
+    return note_id if name.endswith(".json") and NOTE_ID.fullmatch(note_id) else None
+
+
+def _unpacked(pieces: Iterator[bytes], folder: int, where: str) -> list[Record]:
+    """Return the records of a pack, cut out of its pieces as they come: it is never in memory twice. [] of no pieces.
+
+    Raises:
+        InvalidDocument: it does not hold the entries of that folder, each of them once.
+    """
+    numbers = iter(_numbers(folder))
+    records: list[Record] = []
+    rest = b""
+    for piece in pieces:
+        rest += piece
+        start = 0
+        while (end := _third_line(rest, start)) > 0:
+            seq = next(numbers, None)
+            if seq is None:
+                raise InvalidDocument("The pack has more entries than its folder.")
+            records.append(_parsed(rest[start:end], seq, where))
+            start = end
+        rest = rest[start:]
+    if rest or (records and next(numbers, None) is not None):
+        raise InvalidDocument("The pack has fewer entries than its folder.")
+    return records
+
+
+def _third_line(data: bytes, start: int) -> int:
+    """Return where the third line after *start* ends, 0 when it does not."""
+    for _ in range(3):
+        start = data.find(b"\n", start) + 1
+        if not start:
+            return 0
+    return start
 
 
 def _printed(record: Record) -> bytes:
@@ -441,15 +519,26 @@ class Disk:
                 os.mkdir(made)
             _sync_folder(made.parent)
 
-    def get(self, name: str) -> bytes | None:
-        """Read one file, not through a link."""
+    def get(self, name: str, at_most: int = LARGEST_ENTRY) -> bytes | None:
+        """Read one file, not through a link, and never waiting for the other end of a pipe."""
         with _disk_errors(self.root / name):
             try:
-                fd = os.open(self.root / name, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+                return read_file(self.root / name, at_most)
             except (FileNotFoundError, NotADirectoryError):
                 return None
+
+    def pieces(self, name: str, at_most: int) -> Iterator[bytes]:
+        """Read one file piece by piece."""
+        with _disk_errors(self.root / name):
+            try:
+                fd, info = open_regular(self.root / name)
+            except (FileNotFoundError, NotADirectoryError):
+                return
             with open(fd, "rb") as file:
-                return file.read()
+                if info.st_size > at_most:
+                    raise NotAFile(errno.EINVAL, f"it is larger than {at_most:,} bytes")
+                while piece := file.read(_PIECE):
+                    yield piece
 
     def names(self, folder: str) -> list[str]:
         """List one folder."""
@@ -489,6 +578,12 @@ class _disk_errors:  # noqa: N801  (a context manager that reads like a statemen
         if not isinstance(error, OSError) or isinstance(error, (StoreUnavailable, NotAllowed, UnsafeStore)):
             return
         where = shown(str(self._path), 300)
+        if isinstance(error, NotAFile) or error.errno == errno.ELOOP:
+            what = error.strerror if isinstance(error, NotAFile) else "it is a symbolic link"
+            raise InvalidDocument(
+                f"{where} is not read: {what}.",
+                hint="Remove it, and restore the file that belongs there from a backup.",
+            ) from None
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise NotAllowed(f"{where} cannot be written or read: {error.strerror}.") from None
         raise StoreUnavailable(
@@ -557,13 +652,39 @@ class Objects:
             hint="Create the bucket, or correct the URL.",
         )
 
-    def get(self, name: str) -> bytes | None:
-        """One GET."""
+    def get(self, name: str, at_most: int = LARGEST_ENTRY) -> bytes | None:
+        """One GET, of no more than may be there."""
+        data = self._range(name, 0, at_most + 1)
+        if data is not None and len(data) > at_most:
+            raise self._too_large(name, at_most)
+        return data
+
+    def pieces(self, name: str, at_most: int) -> Iterator[bytes]:
+        """One GET per piece."""
+        for start in range(0, at_most + 1, _RANGE):
+            data = self._range(name, start, start + _RANGE)
+            if data and start + len(data) > at_most:
+                break
+            if data:
+                yield data
+            if data is None or len(data) < _RANGE:
+                return
+        raise self._too_large(name, at_most)
+
+    def _range(self, name: str, start: int, end: int) -> bytes | None:
+        """Return the bytes from *start* to before *end*, fewer at the end of the object; None when there is none."""
         try:
-            data: bytes = self._call(lambda fs: fs.cat_file(f"{self.root}/{name}"))
+            data: bytes = self._call(lambda fs: _cat(fs, f"{self.root}/{name}", start, end))
         except FileNotFoundError:
             return None
         return data
+
+    def _too_large(self, name: str, at_most: int) -> InvalidDocument:
+        return InvalidDocument(
+            f"{shown(f'{self._protocol}://{self.root}/{name}', 300)} is not read: it is larger than the"
+            f" {at_most:,} bytes that are read of such an object.",
+            hint="Remove it, and restore the object that belongs there from a backup.",
+        )
 
     def names(self, folder: str) -> list[str]:
         """One LIST per thousand names."""
@@ -585,6 +706,16 @@ class Objects:
         except FileNotFoundError:
             return None
         return at
+
+
+def _cat(fs: Any, path: str, start: int, end: int) -> bytes:
+    """Return some bytes of an object; none when it ends before *start*, which stores refuse with 416."""
+    try:
+        return bytes(fs.cat_file(path, start=start, end=end))
+    except Exception as error:
+        if "InvalidRange" in f"{error} {error.__cause__}" or "416" in str(getattr(error, "code", "")):
+            return b""
+        raise
 
 
 def open_filesystem(protocol: str, options: dict[str, Any]) -> Any:

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from attrs import evolve
 
-from modelhub_sdk.ports import Note, Record, SequenceTaken
+from modelhub_sdk.ports import MAX_NOTE, Note, Record, SequenceTaken
 
 
 class MemoryStore:
@@ -47,9 +47,9 @@ class MemoryStore:
     def notes(self, limit: int, *, after: str = "", skip: Collection[str] = ()) -> list[Note]:
         """Return up to *limit* notes in the order of their ids."""
         with self._lock:
-            return [self._notes[one] for one in sorted(self._notes) if one > after and one not in skip][
-                :limit
-            ]
+            ids = [note_id for note_id in sorted(self._notes) if note_id > after and note_id not in skip]
+            notes = [self._notes[note_id] for note_id in ids[:limit]]
+        return [note if 0 < len(note.body) <= MAX_NOTE else Note(note.id, b"", junk=True) for note in notes]
 
     def forget(self, ids: Sequence[str]) -> None:
         """Remove notes."""

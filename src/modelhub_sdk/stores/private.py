@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 import random
+import shutil
 import sqlite3
 import stat
 import tempfile
@@ -23,7 +24,7 @@ from typing import IO, Any
 
 from modelhub_sdk.blobs import disk
 from modelhub_sdk.domain.events import Entry
-from modelhub_sdk.errors import Busy, InvalidDocument, StoreUnavailable, shown
+from modelhub_sdk.errors import Busy, InvalidDocument, ModelHubError, StoreUnavailable, shown
 from modelhub_sdk.formats import codec
 from modelhub_sdk.index import schema
 from modelhub_sdk.index.sql import Sql
@@ -51,6 +52,9 @@ _COUNT_TABLES = (
     f" ({', '.join(repr(table.full_name) for table in schema.TABLES)})"
 )
 _GAPS_EVERY = 60.0  # seconds after which a reader looks for gaps at the journal's end again
+_ROOM = 256 << 20  # bytes that a checkpoint must leave free on the disk where it is unpacked
+_LONGEST = 1 << 20  # bytes of a value in the tables' list and the head of a checkpoint
+_STEPS = 50_000  # of SQLite's machine, to read them; ours take 3,000
 _TURN = 5.0  # seconds that a writer waits for others of this machine before it competes with them
 
 
@@ -469,17 +473,11 @@ def unpacked(shelved: Shelved, one: Checkpoint) -> Iterator[sqlite3.Connection |
     folder = tempfile.mkdtemp(prefix="modelhub-")
     try:
         name = os.path.join(folder, "checkpoint")
-        with open(name, "xb") as file:
-            file.writelines(shelved.shelf.checkpoint(one))
+        if not _written(shelved, one, name):
+            yield None
+            return
         with closing(sqlite3.connect(name, isolation_level=None)) as conn:
-            try:
-                conn.execute("PRAGMA trusted_schema = OFF")
-                sound = _tables(conn) == _own_tables() and read_head(Sql(conn, "sqlite")) == (
-                    one.seq,
-                    one.chain,
-                )
-            except sqlite3.Error:
-                sound = False
+            sound = _is_sound(conn, one)
             if not sound:
                 shelved.shelf.bad_checkpoint(one)
             yield conn if sound else None
@@ -491,6 +489,33 @@ def _table_count(conn: sqlite3.Connection) -> int:
     """Return how many of the index's tables are there."""
     (count,) = conn.execute(_COUNT_TABLES).fetchone()
     return int(count)
+
+
+def _written(shelved: Shelved, one: Checkpoint, name: str) -> bool:
+    """Write a checkpoint to the file *name*; return whether all of it came, and left room on that disk."""
+    try:
+        with open(name, "xb") as file:
+            for count, piece in enumerate(shelved.shelf.checkpoint(one)):
+                if count % 16 == 0 and shutil.disk_usage(os.path.dirname(name)).free < _ROOM:
+                    return False
+                file.write(piece)
+    except (ModelHubError, OSError):
+        return False
+    return True
+
+
+def _is_sound(conn: sqlite3.Connection, one: Checkpoint) -> bool:
+    """Return whether a checkpoint has our tables alone, and its head; what is looked at takes no memory to speak of."""
+    length = conn.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST)
+    conn.set_progress_handler(lambda: 1, _STEPS)  # also while SQLite reads a schema of a million tables
+    try:
+        conn.execute("PRAGMA trusted_schema = OFF")
+        return _tables(conn) == _own_tables() and read_head(Sql(conn, "sqlite")) == (one.seq, one.chain)
+    except sqlite3.Error:
+        return False
+    finally:
+        conn.set_progress_handler(None, 0)
+        conn.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, length)
 
 
 def _tables(conn: sqlite3.Connection) -> list[tuple[Any, ...]]:

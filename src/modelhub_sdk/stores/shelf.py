@@ -8,6 +8,8 @@
 
 All of it is compressed, written once under a name with the digest of its bytes, read only when it fits the
 entries, and may be deleted at any time: it costs a client the time to read or fold the entries themselves.
+Whoever may write to the place can leave 3 MB there that unpack to 3 GB, so what is unpacked is bounded; what is
+larger counts as damaged, and no writer of ours makes it.
 
 Nothing here may keep a text that was redacted. Whoever erases writes the entry anew, leaves a mark in ``erased``,
 and deletes what is derived from it. What is derived carries in its name how many marks there were *before* its
@@ -29,7 +31,7 @@ from typing import IO, Protocol
 
 from attrs import evolve
 
-from modelhub_sdk.errors import ModelHubError
+from modelhub_sdk.errors import InvalidDocument, ModelHubError
 from modelhub_sdk.ports import Checkpoint, SequenceTaken
 
 FOLDER = 1000
@@ -37,6 +39,13 @@ FOLDER = 1000
 
 KEPT = 2
 """Checkpoints that stay: the newest, and one for those who are just reading it."""
+
+LARGEST_PACK = 64 << 20
+"""Bytes of a full folder's entries. A larger folder is not packed: its entries are read one by one."""
+
+_LARGEST_CHECKPOINT = 512 << 20  # bytes, compressed; it is read piece by piece
+_PLAIN = 64 << 20  # bytes that any checkpoint may have when it is unpacked,
+_RATIO = 40  # and for each compressed byte so many more. Ours, at level 1, have 3 to 8 (empty ones 30)
 
 _PACK = re.compile(r"(\d{7})-(\d{1,9})-([0-9a-f]{64})\.z")
 _CHECKPOINT = re.compile(r"(\d{10})-(\d{1,9})-(\d{1,9})-([0-9a-f]{64})-([0-9a-f]{64})\.z")
@@ -50,8 +59,11 @@ class Names(Protocol):
     def create(self, name: str, data: bytes) -> None:
         """Store *data*; SequenceTaken when *name* exists."""
 
-    def get(self, name: str) -> bytes | None:
-        """Return what *name* holds, None when there is none."""
+    def get(self, name: str, at_most: int) -> bytes | None:
+        """Return what *name* holds, None when there is none; InvalidDocument beyond *at_most* bytes."""
+
+    def pieces(self, name: str, at_most: int) -> Iterator[bytes]:
+        """Yield what *name* holds piece by piece; InvalidDocument beyond *at_most* bytes."""
 
     def names(self, folder: str) -> list[str]:
         """Return the names in *folder*."""
@@ -63,7 +75,7 @@ class Names(Protocol):
 class Shelf:
     """Packs and checkpoints beside a journal; with *read_only* nothing is written or deleted.
 
-    Every method but `erased` is best effort: what fails is as if it were not there.
+    Every method but `erased` and `checkpoint` is best effort: what fails is as if it were not there.
     """
 
     def __init__(self, medium: Names, *, read_only: bool) -> None:
@@ -110,20 +122,27 @@ class Shelf:
         self._packs, self._listed = found, time.monotonic()
         return found
 
-    def pack(self, folder: int) -> bytes | None:
-        """Return what the pack of *folder* holds, None when there is no sound one."""
+    def pack(self, folder: int) -> Iterator[bytes]:
+        """Yield what the pack of *folder* holds, piece by piece; nothing when there is none.
+
+        Raises:
+            InvalidDocument: it is damaged, or larger than a pack can be. It was deleted.
+        """
         known = self.packs().get(folder)
         if known is None:
-            return None
-        name = f"packs/{known[1]}"
-        with suppress(ModelHubError):
-            data = self._medium.get(name)
-            if data is not None:
-                with suppress(zlib.error):
-                    if hashlib.sha256(data).hexdigest() == known[1][-66:-2]:
-                        return zlib.decompress(data)
-                self.bad_pack(folder)
-        return None
+            return
+        try:
+            data = self._medium.get(f"packs/{known[1]}", LARGEST_PACK)
+            if data is None:
+                return
+            if hashlib.sha256(data).hexdigest() != known[1][-66:-2]:
+                raise InvalidDocument("The pack holds other bytes than its name says.")
+            yield from _unpacked(iter((data,)), lambda _: LARGEST_PACK)
+        except InvalidDocument:
+            self.bad_pack(folder)
+            raise
+        except ModelHubError:
+            return
 
     def bad_pack(self, folder: int) -> None:
         """Forget a pack that does not hold what the entries hold, and delete it."""
@@ -167,19 +186,29 @@ class Shelf:
         return found
 
     def checkpoint(self, one: Checkpoint) -> Iterator[bytes]:
-        """Yield the content of a checkpoint piece by piece; nothing when it is damaged or gone."""
-        with suppress(ModelHubError):
-            data = self._medium.get(f"checkpoints/{one.name}")
-            if data is None:
-                return
-            if hashlib.sha256(data).hexdigest() != one.name[-66:-2]:
-                self.bad_checkpoint(one)
-                return
-            unpacker = zlib.decompressobj()
-            with suppress(zlib.error):
-                for start in range(0, len(data), _PIECE):
-                    yield unpacker.decompress(data[start : start + _PIECE])
-                yield unpacker.flush()
+        """Yield the content of a checkpoint piece by piece; nothing when it is gone.
+
+        Raises:
+            InvalidDocument: it is damaged, which may show only at its end, or larger than it can be. It was deleted.
+            StoreUnavailable: the store did not answer.
+        """
+        digest = hashlib.sha256()
+
+        def hashed() -> Iterator[bytes]:
+            for piece in self._medium.pieces(f"checkpoints/{one.name}", _LARGEST_CHECKPOINT):
+                digest.update(piece)
+                yield piece
+
+        try:
+            empty = True
+            for piece in _unpacked(hashed(), lambda packed: _PLAIN + _RATIO * packed):
+                empty = False
+                yield piece
+            if not empty and digest.hexdigest() != one.name[-66:-2]:
+                raise InvalidDocument("The checkpoint holds other bytes than its name says.")
+        except InvalidDocument:
+            self.bad_checkpoint(one)
+            raise
 
     def bad_checkpoint(self, one: Checkpoint) -> None:
         """Delete a checkpoint that does not fit the entries."""
@@ -199,12 +228,15 @@ class Shelf:
             if made is None:
                 return
             one, file = made
-            packer, parts = zlib.compressobj(1), []
+            packer, parts, size = zlib.compressobj(1), [], 0
             with file:
                 while piece := file.read(_PIECE):
+                    size += len(piece)
                     parts.append(packer.compress(piece))
             parts.append(packer.flush())
             data = b"".join(parts)
+            if len(data) > _LARGEST_CHECKPOINT or size > _PLAIN + _RATIO * len(data):
+                return  # nobody would read it
             digest = hashlib.sha256(data).hexdigest()
             one = evolve(one, name=f"{one.seq:010d}-{one.schema}-{marks}-{one.chain}-{digest}.z")
             self._medium.create(f"checkpoints/{one.name}", data)
@@ -221,4 +253,31 @@ class Shelf:
                 self._medium.delete(name)
 
 
-__all__ = ["FOLDER", "KEPT", "Names", "Shelf"]
+def _unpacked(pieces: Iterator[bytes], bound: Callable[[int], int]) -> Iterator[bytes]:
+    """Yield what *pieces* unpack to, in pieces; *bound* says how much that may be of so many packed bytes.
+
+    Raises:
+        InvalidDocument: it is more, it is not whole, or it is not compressed.
+    """
+    unpacker = zlib.decompressobj()
+    packed = plain = 0
+    for piece in pieces:
+        packed += len(piece)
+        while piece:
+            try:
+                part = unpacker.decompress(piece, _PIECE)
+            except zlib.error:
+                raise InvalidDocument("It is not what we compress.") from None
+            plain += len(part)
+            if plain > bound(packed):
+                raise InvalidDocument(f"It unpacks to more than {bound(packed):,} bytes.")
+            if part:
+                yield part
+            piece = unpacker.unconsumed_tail
+            if unpacker.unused_data:
+                raise InvalidDocument("It goes on after its end.")
+    if packed and not unpacker.eof:
+        raise InvalidDocument("It ends before its end.")
+
+
+__all__ = ["FOLDER", "KEPT", "LARGEST_PACK", "Names", "Shelf"]

@@ -27,7 +27,7 @@ from modelhub_sdk.errors import (
 )
 from modelhub_sdk.index import schema
 from modelhub_sdk.index.sql import Sql
-from modelhub_sdk.ports import Note, Record, SequenceTaken
+from modelhub_sdk.ports import MAX_NOTE, NOTE_ID, Note, Record, SequenceTaken
 from modelhub_sdk.stores import mounts
 from modelhub_sdk.stores.connections import PATIENCE, Pool, sqlite_connect, wait_for_lock, wipe
 from modelhub_sdk.stores.ledger import Head, apply, check_chain, is_head, missing_entry, read_head
@@ -90,6 +90,18 @@ def _record(seq: int, scope: object, chain: object, body: object, private: objec
 
 
 _BYTES = (bytes, memoryview)
+_NOTES = 500  # notes asked for by one statement
+
+# Comparing the size of bytes does not load them; of a text it would. The type comes first.
+_IS_NOTE = {
+    "sqlite": "typeof(body) = 'blob' AND length(body) <= ?",
+    "postgresql": "octet_length(body) <= ?",
+}
+
+
+def _is_note_id(note_id: object) -> bool:
+    """Return whether a cell of the inbox is a note's id; SQLite keeps bytes in a column of texts too."""
+    return isinstance(note_id, str) and NOTE_ID.fullmatch(note_id) is not None
 
 
 class SqlStore:
@@ -262,16 +274,45 @@ class SqlStore:
 
     def notes(self, limit: int, *, after: str = "", skip: Collection[str] = ()) -> list[Note]:
         """Return up to *limit* notes in the order of their ids."""
-        found: list[Note] = []
-        page = "SELECT id, body FROM modelhub_inbox WHERE id > ? ORDER BY id LIMIT ?"
-        while len(found) < limit:
+        ids: list[str] = []
+        page = "SELECT id FROM modelhub_inbox WHERE id > ? ORDER BY id LIMIT ?"
+        while len(ids) < limit:
             with self.connection() as conn:
-                rows = Sql(conn, self.dialect).all(page, after, _BATCH)
-            found += [Note(one, bytes(body)) for one, body in rows if one not in skip]
+                rows = [row[0] for row in Sql(conn, self.dialect).all(page, after, _BATCH)]
+            ids += [note_id for note_id in rows if _is_note_id(note_id) and note_id not in skip]
             if len(rows) < _BATCH:
                 break
-            after = rows[-1][0]
-        return found[:limit]
+            after = rows[-1]
+        notes: list[Note] = []
+        for start in range(0, len(ids), _NOTES):
+            notes += self._notes(ids[start : start + _NOTES])
+            if len(notes) >= limit:
+                break
+        return notes[:limit]
+
+    def _notes(self, ids: Sequence[str]) -> list[Note]:
+        """Return the notes with these ids; of what is no note by its size or type no byte is asked for."""
+        sound = _IS_NOTE[self.dialect]
+        with self.connection() as conn:
+            rows = Sql(conn, self.dialect).all(
+                f"SELECT id, CASE WHEN {sound} THEN body END FROM modelhub_inbox"
+                f" WHERE id IN ({', '.join('?' * len(ids))}) ORDER BY id",
+                MAX_NOTE,
+                *ids,
+            )
+        return [Note(note_id, bytes(body or b""), junk=not body) for note_id, body in rows]
+
+    def strange_notes(self) -> list[str]:
+        """Return the ids in the inbox that are not those of notes."""
+        page = "SELECT id FROM modelhub_inbox WHERE id > ? ORDER BY id LIMIT ?"
+        strange, after = [], ""
+        while True:
+            with self.connection() as conn:
+                rows = [row[0] for row in Sql(conn, self.dialect).all(page, after, _BATCH)]
+            strange += [str(note_id) for note_id in rows if not _is_note_id(note_id)]
+            if len(rows) < _BATCH:
+                return strange
+            after = rows[-1]
 
     def forget(self, ids: Sequence[str]) -> None:
         """Remove notes."""

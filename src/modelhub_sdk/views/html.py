@@ -578,6 +578,8 @@ def _verification(found: Verification) -> Iterable[Html]:
     yield tag("p", f"{entries} and {blobs} checked", class_="dim")
     if found.problems:
         yield _folded(found.problems, lambda some: tag("ul", *(tag("li", p) for p in some)), "problem")
+    for remark in found.remarks:
+        yield tag("p", remark)
     if found.head:
         yield tag("h4", "Head")
         yield tag("p", tag("code", found.head))

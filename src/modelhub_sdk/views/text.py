@@ -368,10 +368,10 @@ def _record(record: AuditRecord) -> str:
 
 def _verification(found: Verification) -> str:
     checked = f"{count(found.entries, 'entry', 'entries')}, {count(found.blobs, 'file')}"
+    lines = "".join(f"\n  - {clean(line)}" for line in (*found.problems, *found.remarks))
     if found.ok:
-        return f"Verified: {checked}, no problems."
-    lines = "\n".join(f"  - {clean(problem)}" for problem in found.problems)
-    return f"{count(len(found.problems), 'problem')} in {checked}:\n{lines}"
+        return f"Verified: {checked}, no problems.{lines}"
+    return f"{count(len(found.problems), 'problem')} in {checked}:{lines}"
 
 
 def _report(report: IngestReport) -> str:
