@@ -85,8 +85,19 @@ def unavailable(exc: BaseException, doing: str, where: object, hint: str = "") -
     number = exc.errno if isinstance(exc, OSError) else None
     reason = os.strerror(number) if number is not None else type(exc).__name__
     return StoreUnavailable(
-        f"Cannot {doing} {text(where)}: {reason}.", hint=hint or _HINTS.get(number or 0, ""), errno=number
+        f"Cannot {doing} {text(where)}: {reason}.",
+        hint=hint or _HINTS.get(number or 0, ""),
+        errno=number,
+        damaged=number in DAMAGE,
     )
+
+
+DAMAGE = frozenset(
+    number
+    for name in ("EIO", "EISDIR", "ENOTDIR", "ELOOP", "EINVAL", "ENXIO", "EUCLEAN", "EBADMSG", "ENODEV")
+    if (number := getattr(errno, name, None)) is not None
+)
+"""What a system says of one damaged place: a bad sector, or a folder, link, FIFO or device instead of a file."""
 
 
 _HINTS = {

@@ -320,6 +320,7 @@ class PrivateLedger:
             raise StoreUnavailable(
                 f"The private index of {shown(self.store.url, 200)} was damaged ({type(error).__name__}).",
                 hint="It was thrown away and is made anew: try again.",
+                damaged=True,
             ) from None
         raise Busy(
             f"The private index of {shown(self.store.url, 200)} is made anew again and again.",

@@ -16,6 +16,7 @@ from modelhub_sdk.domain.events import Entry
 from modelhub_sdk.errors import (
     Busy,
     CredentialsRefused,
+    InvalidDocument,
     ModelHubError,
     NotAllowed,
     NotFound,
@@ -128,25 +129,34 @@ class SqlStore:
             count = _BATCH if left is None else min(left, _BATCH)
             with self.connection() as conn:
                 found = self.page(Sql(conn, self.dialect), after, count)
-            yield from found
-            if len(found) < count:
+            if not found:
                 return
+            yield from found
             after = found[-1].seq
             left = None if left is None else left - len(found)
 
     def page(self, sql: Sql, after: int, count: int) -> list[Record]:
-        """Return up to *count* records after *after*, ending at the first gap."""
+        """Return up to *count* records after *after*, ending at the first gap or before the first damaged row.
+
+        Raises:
+            InvalidDocument: the next row is damaged.
+        """
         rows = sql.all(
             "SELECT seq, scope, chain, body, private FROM modelhub_journal WHERE seq > ? ORDER BY seq LIMIT ?",
             after,
             count,
         )
         found = []
-        for seq, scope, chain, body, private in rows:
+        for row in rows:
             after += 1
-            if seq != after:
+            if row[0] != after:
                 break
-            found.append(Record(seq, scope, chain, bytes(body), bytes(private)))
+            try:
+                found.append(record_from_row(row))
+            except InvalidDocument:
+                if found:
+                    break  # it is an error when it is the next one
+                raise
         return found
 
     def erase(self, seq: int, private: bytes) -> None:
@@ -176,7 +186,7 @@ class SqlStore:
         while len(found) < limit:
             with self.connection() as conn:
                 rows = Sql(conn, self.dialect).all(page, after, _BATCH)
-            found += [Note(one, bytes(body)) for one, body in rows if one not in skip]
+            found += [Note(one, _note_body(body)) for one, body in rows if one not in skip]
             if len(rows) < _BATCH:
                 break
             after = rows[-1][0]
@@ -309,13 +319,54 @@ class SqliteStore(SqlStore):
                 return NotAllowed(f"The registry {where} is read-only for this user.")
             if "unable to open" in text:
                 return StoreUnavailable(f"The registry {where} cannot be opened: {text}.")
+            if "Could not decode" in text:
+                text = "a text in it is not UTF-8"  # what SQLite says quotes it
             return StoreUnavailable(
                 f"SQLite cannot use {where}: {text}.",
                 hint="If the disk is sound, restore the file from a backup.",
+                damaged=_is_damage(error),
             )
         if isinstance(error, OSError):
             return StoreUnavailable(f"The registry {where} cannot be reached: {error.strerror}.")
         return error
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    """Return whether SQLite says that the file itself is damaged: a page, a table, a text, or a bad sector."""
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None:  # raised by the module, not by SQLite: a text that is not UTF-8, a value out of range
+        return True
+    schema_or_disk = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_IOERR)  # a missing table or column is plain ERROR
+    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, *schema_or_disk)
+
+
+def record_from_row(row: Sequence[Any]) -> Record:
+    """Return the record that a row of the journal holds.
+
+    SQLite keeps any value in any column, and TEXT where bytes belong is what SQL's `replace` makes of a BLOB.
+
+    Raises:
+        InvalidDocument: a value is of another type than was stored.
+    """
+    seq, scope, chain, body, private = row
+    for name, value, kind in (
+        ("scope", scope, str),
+        ("chain", chain, str),
+        ("body", body, bytes),
+        ("private", private, bytes),
+    ):
+        if not isinstance(value, kind):
+            raise InvalidDocument(
+                f"Entry {seq} of the journal was changed: its column {name} holds {type(value).__name__} instead of"
+                f" {kind.__name__}.",
+                hint="Run reg.verify(), and restore the journal from a backup.",
+            )
+    return Record(seq, scope, chain, body, private)
+
+
+def _note_body(value: Any) -> bytes:
+    """Return the bytes of a note; a value of another type, which nobody here wrote, is none."""
+    return value if isinstance(value, bytes) else b""
 
 
 def _alive(conn: Any) -> bool:
@@ -439,6 +490,7 @@ class PostgresStore(SqlStore):
             return StoreUnavailable(
                 f"The database {place} did not answer as it should ({reason}).",
                 hint="Check that it is running and can be reached from here.",
+                damaged=isinstance(error, (pg.DataCorrupted, pg.IndexCorrupted)),
             )
         if isinstance(error, OSError):
             return StoreUnavailable(f"The database {place} cannot be reached: {error.strerror}.")
