@@ -175,8 +175,25 @@ class Core:
         """A consistent view of the state at entry *at*; see `Ledger.reading` for *probe*."""
         if self.closed:
             raise NotAllowed(f"The registry {shown(self.url, 200)} was closed.", hint="Open it again.")
-        with self.ledger.reading(probe=probe) as sql:
+        with self.ledger.reading(probe=probe) as sql, self._sound_index():
             yield View(sql, at)
+
+    @contextmanager
+    def _sound_index(self) -> Iterator[None]:
+        """Take what damaged rows of the index make sound code raise for what it is.
+
+        Raises:
+            InvalidDocument: the index holds what no fold wrote.
+        """
+        try:
+            yield
+        except ModelHubError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            raise InvalidDocument(
+                f"The index of {shown(self.url, 200)} holds what cannot be read ({type(error).__name__}).",
+                hint="reg.verify() tells what is wrong, and reg.rebuild_index() makes the index anew.",
+            ) from error
 
     def writable(self) -> None:
         """Raise NotAllowed when this handle may not write."""
@@ -253,7 +270,8 @@ class Core:
                 landed = self._landed(old, entry_id) if old <= seq else None
                 if landed is not None:
                     return codec.decode(landed)
-            events = tuple(decide(view, seal))
+            with self._sound_index():
+                events = tuple(decide(view, seal))
             if not events:
                 return None
             if not any(isinstance(event, ev.RegistryThawed) for event in events):
@@ -892,6 +910,10 @@ class _Unreachable:
         raise self._offline()
 
     def rebuild(self) -> None:
+        """Raise Offline."""
+        raise self._offline()
+
+    def damage(self) -> Any:
         """Raise Offline."""
         raise self._offline()
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from itertools import islice
+from typing import Any
 
 from attrs import define, field, frozen
 
@@ -35,7 +36,7 @@ from modelhub_sdk.index import data, fold, runs, schema
 from modelhub_sdk.index.queries import View
 from modelhub_sdk.index.sql import Sql
 from modelhub_sdk.ports import Checkpoint, Record, Shelved, Store
-from modelhub_sdk.stores.connections import sqlite_connect
+from modelhub_sdk.stores.connections import sqlite_connect, sqlite_damage
 from modelhub_sdk.stores.private import unpacked
 
 MAX_PROBLEMS = 100
@@ -57,6 +58,10 @@ def verify(
     """
     problems = Problems()
     live = _live(core)  # before the journal is read: what is written meanwhile is not in it
+    with problems.of("The database of the index"):
+        problems.extend(
+            f"The database of the index is damaged: {shown(one, 200)[1:-1]}" for one in core.ledger.damage()
+        )
     with closing(sqlite_connect(":memory:")) as conn:
         for statement in schema.ddl("sqlite"):
             conn.execute(statement)
@@ -127,10 +132,10 @@ def _reason(error: Exception) -> str:
 
 @frozen
 class _Live:
-    """The index as it is: the entry that it was folded up to, and a digest of each table; or why it cannot be read."""
+    """The index as it is: its head, and a digest of each table; or why it cannot be read."""
 
     seq: int = 0
-    chain: str = ""
+    head: tuple[Any, ...] = ()
     tables: Mapping[str, str] = field(factory=dict)
     error: Exception | None = None
 
@@ -146,8 +151,8 @@ def _live(core: Core) -> _Live:
         raise NotAllowed(f"The registry {shown(core.url, 200)} was closed.", hint="Open it again.")
     try:
         with core.ledger.reading() as sql:
-            row = sql.one("SELECT seq, chain FROM @head WHERE one = 1") or (0, codec.GENESIS)
-            return _Live(row[0], row[1], _digests(sql))
+            head = sql.one("SELECT seq, chain, at, registry FROM @head WHERE one = 1") or (0,)
+            return _Live(head[0], head, _digests(sql))
     except Exception as error:
         if _is_outage(error):
             raise
@@ -190,6 +195,8 @@ def _checkpoints(core: Core, problems: Problems) -> Iterator[_Checkpoint]:
 def _checkpoint(store: Shelved, one: Checkpoint) -> Iterator[_Checkpoint]:
     with unpacked(store, one) as conn:
         if conn is not None:
+            if damage := sqlite_damage(conn):
+                raise InvalidDocument(f"It is damaged inside: {shown(damage[0], 200)[1:-1]}.")
             sql = Sql(conn, "sqlite")
             texts = frozenset(row[0] for row in sql.all("SELECT seal FROM @text"))
             yield _Checkpoint(one.name, one.seq, _digests(sql), texts)
@@ -252,6 +259,7 @@ class _Walk:
     problems: Problems
     seq: int = 0
     digest: str = codec.GENESIS
+    at: int = 0
     whole: bool = True
     texts_whole: bool = True
     batch: list[Entry] = field(factory=list)
@@ -270,6 +278,7 @@ class _Walk:
                 self.whole = False
             else:
                 self.batch.append(entry)
+                self.at = fold.micros(entry.at)
             if len(self.batch) >= _BATCH or self.seq == self.live.seq or self.seq in self.checkpoints:
                 self._fold()
                 self._compare()
@@ -277,8 +286,8 @@ class _Walk:
         self.whole = self.whole and len(self.problems) == before
         if self.live.seq > self.seq and self.whole:
             self.problems.append(
-                f"The index was folded up to entry {self.live.seq}, and the journal ends at {self.seq}: entries were"
-                " lost."
+                f"Entry {self.seq + 1} is missing: the index was folded up to entry {self.live.seq}, and the journal"
+                f" ends at {self.seq}: entries were lost."
             )
 
     def _link(self, record: Record) -> bool:
@@ -344,8 +353,10 @@ class _Walk:
                 if digest != checkpoint.tables[name]
             )
         if self.seq == self.live.seq:
-            head = {"head": self.live.chain == self.digest}
-            same = head | {name: digest == self.live.tables[name] for name, digest in tables.items()}
+            head = (self.seq, self.digest, self.at, self.core.registry_id)
+            same = {"head": self.live.head == head} | {
+                name: digest == self.live.tables[name] for name, digest in tables.items()
+            }
             self.problems.extend(
                 f"The index differs from the journal in table {name}: somebody changed it by hand."
                 " reg.rebuild_index() makes it anew."

@@ -60,6 +60,9 @@ class Ledger(Protocol):
     def rebuild(self) -> None:
         """Drop the index and fold it again from the journal."""
 
+    def damage(self) -> list[str]:
+        """Return what the database of the index says is wrong inside it, with its pages and their order."""
+
     def close(self) -> None:
         """Release everything."""
 

@@ -28,7 +28,15 @@ from modelhub_sdk.formats import codec
 from modelhub_sdk.index import schema
 from modelhub_sdk.index.sql import Sql
 from modelhub_sdk.ports import Checkpoint, Record, SequenceTaken, Shelved, Store
-from modelhub_sdk.stores.connections import PATIENCE, Pool, inherited, rolled_back, sqlite_connect, wipe
+from modelhub_sdk.stores.connections import (
+    PATIENCE,
+    Pool,
+    inherited,
+    rolled_back,
+    sqlite_connect,
+    sqlite_damage,
+    wipe,
+)
 from modelhub_sdk.stores.ledger import Head, apply, read_head
 
 log = logging.getLogger("modelhub_sdk")
@@ -398,6 +406,11 @@ class PrivateLedger:
         self._discard()
         self._begun = True
         self._catch_up(check=True)
+
+    def damage(self) -> list[str]:
+        """Return what SQLite finds wrong in the private index."""
+        with self._connection() as conn:
+            return sqlite_damage(conn)
 
     def close(self) -> None:
         """Close the index and the store, when what is being derived for others is done."""

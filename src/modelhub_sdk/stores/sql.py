@@ -28,7 +28,7 @@ from modelhub_sdk.index import schema
 from modelhub_sdk.index.sql import Sql
 from modelhub_sdk.ports import Note, Record, SequenceTaken
 from modelhub_sdk.stores import mounts
-from modelhub_sdk.stores.connections import PATIENCE, Pool, sqlite_connect, wipe
+from modelhub_sdk.stores.connections import PATIENCE, Pool, sqlite_connect, sqlite_damage, wipe
 from modelhub_sdk.stores.ledger import apply, read_head
 from modelhub_sdk.stores.private import PrivateLedger
 
@@ -583,6 +583,13 @@ class SharedLedger:
             conn.execute("COMMIT")
             if self.store.dialect == "postgresql":
                 sql.run("ANALYZE")
+
+    def damage(self) -> list[str]:
+        """Return what SQLite finds wrong in the file; PostgreSQL has no such question for every user."""
+        if self.store.dialect != "sqlite":
+            return []
+        with self.store.connection() as conn:
+            return sqlite_damage(conn)
 
     def close(self) -> None:
         """Close the store."""
