@@ -111,7 +111,11 @@ class Store(Protocol):
         """
 
     def read(self, after: int, limit: int | None = None) -> Iterator[Record]:
-        """Yield the records after seq *after*, in order, up to *limit*, ending at the first gap."""
+        """Yield the records after seq *after*, in order, up to *limit*, ending at the first gap.
+
+        Raises:
+            InvalidDocument: the next record is damaged; those before it were yielded.
+        """
 
     def erase(self, seq: int, private: bytes) -> None:
         """Replace the private part of record *seq* by *private*, durably. The body stays."""

@@ -90,6 +90,10 @@ HARM: dict[str, Callable[[Pairs], Any]] = {
 }
 
 
+SOME = ("all gone", "swapped", "added", "not JSON")
+"""What is tried on stores with a server."""
+
+
 @pytest.mark.parametrize("kind", ["memory", *ALL])
 def test_harm_to_private_texts_shows(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Whatever is done to the texts of an entry, `verify` names the entry, and also what is wrong with later ones."""
@@ -100,7 +104,8 @@ def test_harm_to_private_texts_shows(kind: str, request: pytest.FixtureRequest, 
     with opened as reg:
         written(reg)
         assert reg.verify().ok
-        for name, change in HARM.items():
+        for name in HARM if kind in ("memory", "sqlite", "folder") else SOME:
+            change = HARM[name]
             before = edited(reg, APPROVED, change)
             problems = reg.verify().problems
             assert any(f"ntry {APPROVED}" in one for one in problems), (name, problems)
