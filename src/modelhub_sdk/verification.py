@@ -249,8 +249,8 @@ def _named(seq: int, error: Exception) -> str:
 class _Walk:
     """One walk over the journal: the chain, the entries, their private texts; they are folded on the way.
 
-    `seq` and `digest` are of the last entry that was read. `whole` says that no entry is missing in the fold,
-    `texts_whole` that no text is.
+    `seq` and `digest` are of the last entry that was read, `told` counts the problems up to it. `whole` says that
+    no entry is missing in the fold, `texts_whole` that no text is.
     """
 
     core: Core
@@ -260,6 +260,7 @@ class _Walk:
     seq: int = 0
     digest: str = codec.GENESIS
     at: int = 0
+    told: int = 0
     whole: bool = True
     texts_whole: bool = True
     batch: list[Entry] = field(factory=list)
@@ -270,7 +271,7 @@ class _Walk:
     def journal(self) -> None:
         """Read and check all entries."""
         self.checkpoints = {one.seq: one for one in _checkpoints(self.core, self.problems)}
-        before = len(self.problems)
+        before = self.told = len(self.problems)
         for record in _records(self.core, self.problems):
             linked = self._link(record)
             entry = self._decode(record)
@@ -282,6 +283,7 @@ class _Walk:
             if len(self.batch) >= _BATCH or self.seq == self.live.seq or self.seq in self.checkpoints:
                 self._fold()
                 self._compare()
+            self.told = len(self.problems)
         self._fold()
         self.whole = self.whole and len(self.problems) == before
         if self.live.seq > self.seq and self.whole:
@@ -295,9 +297,13 @@ class _Walk:
         expected = ""
         with suppress(Exception):  # whatever stands in a damaged record
             expected = codec.chain(self.digest, record.seq, record.scope, record.body)
-        linked = record.seq == self.seq + 1 and record.chain == expected
-        if record.seq != self.seq + 1 and self.whole:
-            self.problems.append(f"The journal has no entry {self.seq + 1}: the next one is {record.seq}.")
+        linked = record.chain == expected
+        if record.seq != self.seq + 1:
+            linked, self.whole = True, False  # to what, nobody can say
+            if len(self.problems) == self.told:  # else it is there and cannot be read
+                self.problems.append(
+                    f"The journal has no entry {self.seq + 1}: the next one is {record.seq}."
+                )
         elif not linked:
             self.problems.append(
                 f"Entry {record.seq} was changed: its chain digest is not that of its content."

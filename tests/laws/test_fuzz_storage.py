@@ -266,7 +266,7 @@ def run(
             figures.judge(place, edit, cache)
         finally:
             mend()
-    print(figures)  # shown by -s, and for a failure
+    print(figures, flush=True)  # shown by -s, and for a failure
     assert not figures.failures, "\n".join([str(figures), *figures.failures])
 
 
@@ -422,9 +422,13 @@ class Sqlite(Place):
 
     def mend(self) -> None:
         """Put the file back."""
-        for suffix in ("-wal", "-shm"):
+        self._put(self.whole)
+
+    def _put(self, data: bytes) -> None:
+        """Put a new file in place: to write over one confuses whoever has it open yet."""
+        for suffix in ("", "-wal", "-shm"):
             Path(f"{self.path}{suffix}").unlink(missing_ok=True)
-        self.path.write_bytes(self.whole)
+        self.path.write_bytes(data)
 
     def edit_page(self, rng: random.Random) -> Edit:
         """Damage some bytes of the file."""
@@ -432,7 +436,7 @@ class Sqlite(Place):
         size = rng.choice([1, 1, 1, 2, 16, 300, 4096])
         new = rng.choice([rng.randbytes(size), bytes(size), bytes([self.whole[at] ^ 1 << rng.randrange(8)])])
         data = self.whole[:at] + new[: len(self.whole) - at] + self.whole[at + len(new) :]
-        self.path.write_bytes(data)
+        self._put(data)
         return Edit(f"{len(new)} bytes at {at}", (), "unread" if self._same(data) else None)
 
     def _same(self, data: bytes) -> bool:
@@ -455,8 +459,7 @@ class Sqlite(Place):
         try:
             with conn:
                 return _edited_cell(conn, "?", _sqlite_tables(conn), rng)
-        except (sqlite3.Error, OverflowError):
-            self.mend()
+        except (sqlite3.IntegrityError, OverflowError):
             return None  # the database itself refuses that
         finally:
             conn.close()

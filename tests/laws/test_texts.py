@@ -198,6 +198,7 @@ def test_a_value_of_another_type_in_a_row(tmp_path: Path, column: str, value: st
     with hub.open(url) as reg:
         found = reg.verify()
         assert any("ntry 3" in one for one in found.problems), found.problems
+        assert not any("no entry 3" in one for one in found.problems), found.problems
         assert found.entries == 5
         for read in (reg.rebuild_index, lambda: reg.copy_to(tmp_path / "copy")):
             with pytest.raises(hub.ModelHubError) as caught:
