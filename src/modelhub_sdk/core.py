@@ -981,6 +981,10 @@ class _Unreachable:
         """Raise Offline."""
         raise self._offline()
 
+    def damage(self) -> Any:
+        """Raise Offline."""
+        raise self._offline()
+
     def close(self) -> None:
         """Close the store."""
         with suppress(Exception):

@@ -263,7 +263,13 @@ class Offline(ModelHubError, ConnectionError):
 
 
 class StoreUnavailable(ModelHubError, OSError):
-    """The store or the disk refused, or did not answer."""
+    """The store or the disk refused, or did not answer.
+
+    Attributes:
+        damaged: what is stored in that place is damaged, so trying again does not help.
+    """
+
+    damaged: bool = False
 
 
 class CredentialsRefused(StoreUnavailable, PermissionError):

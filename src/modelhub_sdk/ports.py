@@ -149,7 +149,8 @@ class Store(Protocol):
         """Yield the records after seq *after*, in order, up to *limit*, ending at the first gap.
 
         Raises:
-            InvalidDocument: a record is damaged; or one is missing, and the store sees that a later one exists.
+            InvalidDocument: the next record is damaged, or it is missing and the store sees that a later one exists;
+                those before it were yielded.
         """
 
     def erase(self, seq: int, private: bytes) -> None:

@@ -559,7 +559,10 @@ class RegistryView:
         return page(0, self._at)
 
     def verify(self, ref: Ref | None = None, *, progress: bool | None = None) -> Verification:
-        """Check the chain, the index against a fresh fold, and the stored bytes against the manifests.
+        """Check the chain, the private texts, the index against a fresh fold, and the stored bytes.
+
+        Damage never raises: each damaged place is a problem that names it, and the rest is checked all the same.
+        After a hundred problems the others are counted.
 
         With *ref*, only the bytes of that version are read. Whoever can rewrite the whole store can
         rebuild the whole chain: compare `Verification.head` with a copy kept elsewhere. *progress* shows a bar,
@@ -567,6 +570,7 @@ class RegistryView:
 
         Raises:
             NotFound: there is no such version.
+            StoreUnavailable: the store does not answer.
         """
         from modelhub_sdk.verification import verify
 

@@ -12,7 +12,7 @@ from modelhub_sdk.domain.entities import Origin
 from modelhub_sdk.domain.events import KINDS, Unknown
 from modelhub_sdk.domain.query import parse
 from modelhub_sdk.errors import JournalTooNew
-from modelhub_sdk.formats import codec
+from modelhub_sdk.formats import codec, commitments
 from modelhub_sdk.index import data, fold, runs, schema
 from modelhub_sdk.index.queries import View
 from modelhub_sdk.index.sql import Sql
@@ -55,7 +55,17 @@ def test_the_chain_of_a_golden_journal_holds(records: list[Record]) -> None:
     for record in records:
         digest = codec.chain(digest, record.seq, record.scope, record.body)
         assert digest == record.chain
-        assert codec.private_problems(record) == []
+        assert commitments.private(record).problems == ()
+
+
+def test_the_texts_of_a_golden_journal_are_in_place(records: list[Record]) -> None:
+    """Each commitment has its text or was redacted, and each text has its commitment: old journals verify."""
+    gone = _view(records).all_redacted()
+    for record in records:
+        named, stored = commitments.commitments(record.body), commitments.private(record).stored
+        assert named.certain - stored == gone.get(record.seq, set())
+        assert stored <= named.certain
+        assert not named.possible
 
 
 def test_a_golden_journal_is_written_back_byte_for_byte(records: list[Record]) -> None:

@@ -88,12 +88,23 @@ def unavailable(exc: BaseException, doing: str, where: object, hint: str = "") -
     if isinstance(exc, NotAFile):
         reason = exc.strerror or reason
     return StoreUnavailable(
-        f"Cannot {doing} {text(where)}: {reason}.", hint=hint or _HINTS.get(number or 0, ""), errno=number
+        f"Cannot {doing} {text(where)}: {reason}.",
+        hint=hint or _HINTS.get(number or 0, ""),
+        errno=number,
+        damaged=number in DAMAGE,
     )
 
 
 class NotAFile(OSError):
     """A FIFO, device, socket or folder lies where a regular file should be, or a file that is too large to be one."""
+
+
+DAMAGE = frozenset(
+    number
+    for name in ("EIO", "EISDIR", "ENOTDIR", "ELOOP", "EINVAL", "ENXIO", "EUCLEAN", "EBADMSG", "ENODEV")
+    if (number := getattr(errno, name, None)) is not None
+)
+"""What a system says of one damaged place: a bad sector, or a folder, link, FIFO or device instead of a file."""
 
 
 _HINTS = {

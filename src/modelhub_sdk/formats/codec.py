@@ -178,8 +178,8 @@ def encode(entry: Entry, texts: Mapping[str, tuple[str, str]], previous: str) ->
     return Record(entry.seq, entry.scope, chain(previous, entry.seq, entry.scope, body), body, private)
 
 
-def decode(record: Record) -> Entry:
-    """Return the entry that *record* holds.
+def decode(record: Record, private: Mapping[str, str] | None = None) -> Entry:
+    """Return the entry that *record* holds, with the texts *private* instead of its own, if they are given.
 
     Raises:
         InvalidDocument: the bytes are not an entry; the message names the entry.
@@ -205,12 +205,12 @@ def decode(record: Record) -> Entry:
             actor=Sealed(stored.text(raw["actor"], "actor")),
             via=Frozen({key: stored.text(value, "via") for key, value in raw["via"].items()}),
             events=tuple(structure(item) for item in raw["events"]),
-            private=texts(record),
+            private=texts(record) if private is None else Frozen(private),
             format=raw["format"],
             min_reader=raw["min_reader"],
             documents=_cut(record.body, raw["events"]),
         )
-    except JournalTooNew:
+    except (JournalTooNew, _PrivateDamage):
         raise
     except Exception as error:  # noqa: BLE001  # any damage at all becomes one typed error that names the entry
         raise InvalidDocument(
@@ -235,30 +235,46 @@ def _cut(body: bytes, events: list[Any]) -> tuple[str, ...]:
 
 
 def texts(record: Record) -> Mapping[str, str]:
-    """Return the private texts of *record*, seal -> text; erased ones are missing."""
-    found = Frozen({digest: text for digest, (_salt, text) in _private(record).items()})
-    if not all(type(text) is str for text in found.values()):
-        raise InvalidDocument("A private text is no text.")
-    return found
+    """Return the private texts of *record*, seal -> text; erased ones are missing.
+
+    Raises:
+        InvalidDocument: its private part is damaged.
+    """
+    return Frozen({digest: text for digest, (_salt, text) in private_pairs(record).items()})
 
 
 def without(record: Record, digests: set[str]) -> bytes:
-    """Return the private part of *record* without the texts behind *digests*."""
-    return dumps({digest: pair for digest, pair in _private(record).items() if digest not in digests})
+    """Return the private part of *record* without the texts behind *digests*.
+
+    Raises:
+        InvalidDocument: its private part is damaged.
+    """
+    return dumps(
+        {digest: list(pair) for digest, pair in private_pairs(record).items() if digest not in digests}
+    )
 
 
-def private_problems(record: Record) -> list[str]:
-    """Return the seals of *record* whose text does not match them."""
-    bad = []
-    for digest, (salt, text) in _private(record).items():
-        if hashlib.sha256(bytes.fromhex(salt) + text.encode()).hexdigest() != digest:
-            bad.append(digest)
-    return bad
+class _PrivateDamage(InvalidDocument):
+    """The private part of an entry cannot be read."""
 
 
-def _private(record: Record) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = loads(record.private) if record.private else {}
-    return found
+def private_pairs(record: Record) -> dict[str, tuple[str, str]]:
+    """Return the private part of *record*: seal -> (salt in hex, text). Whether they fit is not checked.
+
+    Raises:
+        InvalidDocument: it is no such mapping; the message names the entry.
+    """
+    try:
+        raw = loads(record.private) if record.private else {}
+        pairs = {digest: (salt, text) for digest, (salt, text) in raw.items()}
+        if not all(type(salt) is str and type(text) is str for salt, text in pairs.values()):
+            raise TypeError
+    except Exception as error:  # noqa: BLE001  # any damage at all becomes one typed error that names the entry
+        raise _PrivateDamage(
+            f"Entry {record.seq} of the journal: its private part is damaged ({type(error).__name__}).",
+            hint="Run reg.verify(), and restore the journal from a backup.",
+        ) from None
+    return pairs
 
 
 def entry_id(record: Record) -> str | None:
@@ -757,10 +773,10 @@ __all__ = [
     "packages",
     "parse_time",
     "print_time",
-    "private_problems",
     "read_document",
     "read_event",
     "reason_of",
+    "private_pairs",
     "structure",
     "structure_inputs",
     "structure_lineage",

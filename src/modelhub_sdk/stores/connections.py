@@ -36,6 +36,12 @@ def inherited(connection: Any) -> None:
     _inherited.append(connection)
 
 
+def sqlite_damage(conn: sqlite3.Connection) -> list[str]:
+    """Return what SQLite finds wrong in a database: pages, and indexes that do not fit their tables."""
+    rows = [str(row[0]) for row in conn.execute("PRAGMA integrity_check(10)").fetchall()]
+    return [] if rows == ["ok"] else rows
+
+
 class Pool:
     """Connections by *connect*, one for each thread that is busy at the same time; idle ones are kept.
 

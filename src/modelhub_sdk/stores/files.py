@@ -26,11 +26,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
-from modelhub_sdk.blobs.disk import NotAFile, open_regular, read_file, sweep, temporary
+from modelhub_sdk.blobs.disk import DAMAGE, NotAFile, open_regular, read_file, sweep, temporary
 from modelhub_sdk.errors import (
     ClockSkew,
     CredentialsRefused,
     InvalidDocument,
+    ModelHubError,
     NotAllowed,
     StoreUnavailable,
     UnsafeStore,
@@ -218,17 +219,35 @@ class FileStore:
         while (end is None or seq <= end) and f"{seq:010d}.json" in there:
             wanted.append(seq)
             seq += 1
-        records = []
-        for record in self._gets(wanted):
-            if record is None:
-                break
+        records: list[Record] = []
+        for record in self._each(wanted):
+            if isinstance(record, ModelHubError) and not records:
+                raise record
+            if not isinstance(record, Record):
+                break  # what is damaged is an error when it is the next one
             records.append(record)
         return records
 
     def _gets(self, numbers: Sequence[int]) -> list[Record | None]:
         """Return these records, read in parallel."""
+        records = []
+        for record in self._each(numbers):
+            if isinstance(record, ModelHubError):
+                raise record
+            records.append(record)
+        return records
+
+    def _each(self, numbers: Sequence[int]) -> list[Record | ModelHubError | None]:
+        """Return these records, read in parallel; in place of one that cannot be read, the reason."""
+
+        def get(seq: int) -> Record | ModelHubError | None:
+            try:
+                return self._get(seq)
+            except ModelHubError as error:
+                return error
+
         with ThreadPoolExecutor(max_workers=self._parallel) as threads:
-            return list(threads.map(self._get, numbers))
+            return list(threads.map(get, numbers))
 
     def _get(self, seq: int) -> Record | None:
         name = _entry_name(seq)
@@ -587,7 +606,8 @@ class _disk_errors:  # noqa: N801  (a context manager that reads like a statemen
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise NotAllowed(f"{where} cannot be written or read: {error.strerror}.") from None
         raise StoreUnavailable(
-            f"{where} cannot be written or read: {error.strerror or type(error).__name__}."
+            f"{where} cannot be written or read: {error.strerror or type(error).__name__}.",
+            damaged=error.errno in DAMAGE,
         ) from None
 
 

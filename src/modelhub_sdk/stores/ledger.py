@@ -72,6 +72,9 @@ class Ledger(Protocol):
             InvalidDocument: the journal has a gap or a wrong link. The index stays as it is.
         """
 
+    def damage(self) -> list[str]:
+        """Return what the database of the index says is wrong inside it, with its pages and their order."""
+
     def close(self) -> None:
         """Release everything."""
 

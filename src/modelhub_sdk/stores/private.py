@@ -37,6 +37,7 @@ from modelhub_sdk.stores.connections import (
     is_locked,
     rolled_back,
     sqlite_connect,
+    sqlite_damage,
     wait_for_lock,
     wipe,
 )
@@ -366,6 +367,7 @@ class PrivateLedger:
             raise StoreUnavailable(
                 f"The private index of {shown(self.store.url, 200)} was damaged ({type(error).__name__}).",
                 hint="It was thrown away and is made anew: try again.",
+                damaged=True,
             ) from None
         raise Busy(
             f"The private index of {shown(self.store.url, 200)} is made anew again and again.",
@@ -452,6 +454,11 @@ class PrivateLedger:
         self._discard()
         self._begun = True
         self._catch_up(check=True)
+
+    def damage(self) -> list[str]:
+        """Return what SQLite finds wrong in the private index."""
+        with self._connection() as conn:
+            return sqlite_damage(conn)
 
     def close(self) -> None:
         """Close the index and the store, when what is being derived for others is done."""

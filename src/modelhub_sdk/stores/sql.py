@@ -29,7 +29,7 @@ from modelhub_sdk.index import schema
 from modelhub_sdk.index.sql import Sql
 from modelhub_sdk.ports import MAX_NOTE, NOTE_ID, Note, Record, SequenceTaken
 from modelhub_sdk.stores import mounts
-from modelhub_sdk.stores.connections import PATIENCE, Pool, sqlite_connect, wait_for_lock, wipe
+from modelhub_sdk.stores.connections import PATIENCE, Pool, sqlite_connect, sqlite_damage, wait_for_lock, wipe
 from modelhub_sdk.stores.ledger import Head, apply, check_chain, is_head, missing_entry, read_head
 from modelhub_sdk.stores.private import PrivateLedger
 
@@ -71,25 +71,6 @@ _STATE = (
 """The head of the index, how many of its tables are there, and what the journal has: in one statement."""
 
 
-def _record(seq: int, scope: object, chain: object, body: object, private: object) -> Record:
-    """Return a row of the journal as a record; SQLite would keep anything in any column.
-
-    Raises:
-        InvalidDocument: text where bytes belong, or the reverse; the message names the entry.
-    """
-    if not (isinstance(scope, str) and isinstance(chain, str)):
-        name, cell = ("chain", chain) if isinstance(scope, str) else ("scope", scope)
-    elif not (isinstance(body, _BYTES) and isinstance(private, _BYTES)):
-        name, cell = ("private part", private) if isinstance(body, _BYTES) else ("body", body)
-    else:
-        return Record(seq, scope, chain, bytes(body), bytes(private))
-    raise InvalidDocument(
-        f"Entry {seq} of the journal cannot be read: its {name} is {shown(cell)}.",
-        hint="Run reg.verify(), and restore the journal from a backup.",
-    )
-
-
-_BYTES = (bytes, memoryview)
 _NOTES = 500  # notes asked for by one statement
 
 # Comparing the size of bytes does not load them; of a text it would. The type comes first.
@@ -186,44 +167,43 @@ class SqlStore:
         while left is None or left > 0:
             count = _BATCH if left is None else min(left, _BATCH)
             with self.connection() as conn:
-                records, later = self._page(Sql(conn, self.dialect), after, count)
+                records, problem = self._page(Sql(conn, self.dialect), after, count)
             yield from records
-            after += len(records)
-            if later is not None:
-                raise self._gap(after + 1, later)
+            if problem is not None:
+                raise problem
             if len(records) < count:
                 return
+            after = records[-1].seq
             left = None if left is None else left - len(records)
 
     def page(self, sql: Sql, after: int, count: int) -> list[Record]:
         """Return up to *count* records after *after*.
 
         Raises:
-            InvalidDocument: one of them is missing, and a later one is there.
+            InvalidDocument: one of them is damaged, or is missing and a later one is there.
         """
-        records, later = self._page(sql, after, count)
-        if later is not None:
-            raise self._gap(after + len(records) + 1, later)
+        records, problem = self._page(sql, after, count)
+        if problem is not None:
+            raise problem
         return records
 
-    @staticmethod
-    def _page(sql: Sql, after: int, count: int) -> tuple[list[Record], int | None]:
-        """Return the records after *after* up to the first missing number, and the number that follows the gap."""
+    def _page(self, sql: Sql, after: int, count: int) -> tuple[list[Record], InvalidDocument | None]:
+        """Return the records after *after* up to the first that is missing or damaged, and the error that says so."""
         rows = sql.all(
             "SELECT seq, scope, chain, body, private FROM modelhub_journal WHERE seq > ? ORDER BY seq LIMIT ?",
             after,
             count,
         )
         records: list[Record] = []
-        for seq, scope, chain, body, private in rows:
+        for row in rows:
             after += 1
-            if seq != after:
-                return records, seq
-            records.append(_record(seq, scope, chain, body, private))
+            if row[0] != after:
+                return records, missing_entry(self.url, after, row[0])
+            try:
+                records.append(record_from_row(row))
+            except InvalidDocument as error:
+                return records, error
         return records, None
-
-    def _gap(self, missing: int, later: int) -> InvalidDocument:
-        return missing_entry(self.url, missing, later)
 
     def check_gaps(self, after: int = 0) -> None:
         """Raise InvalidDocument, naming the first missing entry, if the journal has a later one; all are counted."""
@@ -250,7 +230,7 @@ class SqlStore:
                 f"The journal of {shown(self.url, 200)} has an entry with the number {first}: numbers begin at 1.",
                 hint="Restore the journal from a backup.",
             )
-        raise self._gap(missing, last)
+        raise missing_entry(self.url, missing, last)
 
     def erase(self, seq: int, private: bytes) -> None:
         """Replace the private part of record *seq*."""
@@ -446,13 +426,49 @@ class SqliteStore(SqlStore):
                 return NotAllowed(f"The registry {where} is read-only for this user.")
             if "unable to open" in text:
                 return StoreUnavailable(f"The registry {where} cannot be opened: {text}.")
+            if "Could not decode" in text:
+                text = "a text in it is not UTF-8"  # what SQLite says quotes it
             return StoreUnavailable(
                 f"SQLite cannot use {where}: {text}.",
                 hint="If the disk is sound, restore the file from a backup.",
+                damaged=_is_damage(error),
             )
         if isinstance(error, OSError):
             return StoreUnavailable(f"The registry {where} cannot be reached: {error.strerror}.")
         return error
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    """Return whether SQLite says that the file itself is damaged: a page, a table, a text, or a bad sector."""
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None:  # raised by the module, not by SQLite: a text that is not UTF-8, a value out of range
+        return True
+    schema_or_disk = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_IOERR)  # a missing table or column is plain ERROR
+    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, *schema_or_disk)
+
+
+def record_from_row(row: Sequence[Any]) -> Record:
+    """Return the record that a row of the journal holds.
+
+    SQLite keeps any value in any column, and TEXT where bytes belong is what SQL's `replace` makes of a BLOB.
+
+    Raises:
+        InvalidDocument: a value is of another type than was stored.
+    """
+    seq, scope, chain, body, private = row
+    for name, value, kind in (
+        ("scope", scope, str),
+        ("chain", chain, str),
+        ("body", body, bytes),
+        ("private", private, bytes),
+    ):
+        if not isinstance(value, kind):
+            raise InvalidDocument(
+                f"Entry {seq} of the journal was changed: its column {name} holds {type(value).__name__} instead of"
+                f" {kind.__name__}.",
+                hint="Run reg.verify(), and restore the journal from a backup.",
+            )
+    return Record(seq, scope, chain, body, private)
 
 
 def _alive(conn: Any) -> bool:
@@ -597,6 +613,7 @@ class PostgresStore(SqlStore):
             return StoreUnavailable(
                 f"The database {place} did not answer as it should ({reason}).",
                 hint="Check that it is running and can be reached from here.",
+                damaged=isinstance(error, (pg.DataCorrupted, pg.IndexCorrupted)),
             )
         if isinstance(error, OSError):
             return StoreUnavailable(f"The database {place} cannot be reached: {error.strerror}.")
@@ -787,6 +804,13 @@ class SharedLedger:
             conn.execute("COMMIT")
             if self.store.dialect == "postgresql":
                 sql.run("ANALYZE")
+
+    def damage(self) -> list[str]:
+        """Return what SQLite finds wrong in the file; PostgreSQL has no such question for every user."""
+        if self.store.dialect != "sqlite":
+            return []
+        with self.store.connection() as conn:
+            return sqlite_damage(conn)
 
     def close(self) -> None:
         """Close the store."""
