@@ -40,6 +40,7 @@ from modelhub_sdk.domain.entities import (
     IngestReport,
     Model,
     ModelVersion,
+    RepairReport,
     Resolved,
     Stats,
 )
@@ -1531,6 +1532,31 @@ class Registry(RegistryView):
             return [] if view.frozen() is None else [ev.RegistryThawed(reason=seal.maybe(said))]
 
         self._commit("registry", decide)
+
+    def repair(self, source: Any, *, progress: bool | None = None) -> RepairReport:
+        """Store again what is damaged or missing here, taken from where it is still right; return what was done.
+
+        Looks at the bytes of all versions, datasets, datums, attachments, evaluations and runs, and at the documents
+        that list them, as `verify` does. Bytes are stored only if they are those of the digest. Can be
+        interrupted and repeated. Entries of the journal are not repaired: `verify` reports them.
+
+        Args:
+            source: another registry, open or by its URL or folder; a bundle; a cache, as ``hub.cache`` (that of this
+                handle) or by its folder; or any folder of files, which are found by their bytes.
+            progress: show a bar, or not; by default when a person is watching.
+
+        Raises:
+            InvalidURI, InvalidDocument: *source* is nothing that bytes can be taken from.
+            NotFound: there is nothing at *source*.
+            Conflict: *source* is this very registry.
+            NotAllowed: this registry is read-only or frozen.
+            StoreUnavailable: a store failed; call again.
+        """
+        from modelhub_sdk import repair
+
+        return repair.repair(
+            self._core, source._core if isinstance(source, RegistryView) else source, progress=progress
+        )
 
     def rebuild_index(self) -> None:
         """Drop the index and fold it again from the journal. Never needed, always safe."""

@@ -44,7 +44,9 @@ _HELD = 64 << 20  # bytes of those that are in memory
 
 
 class _Blobs(Protocol):
-    def put(self, source: Source, progress: Progress | None) -> tuple[str, int]: ...
+    def put(
+        self, source: Source, progress: Progress | None, *, anew: bool = False
+    ) -> tuple[str, int]: ...
     def size(self, digest: str) -> int | None: ...
     def open(self, digest: str) -> BinaryIO: ...
     def read_range(self, digest: str, start: int, end: int) -> bytes: ...
@@ -170,6 +172,19 @@ class BlobStore:
         for (file, source), got in zip(items, stored, strict=True):
             if (got.digest, got.size) != (file.digest, file.size):
                 raise disk.mismatch(file.digest, got.digest, source.origin, size=file.size, got=got.size)
+
+    def replace(self, digest: str, source: Source) -> None:
+        """Store the bytes of *source*, which are those of *digest*, whatever is stored under it now.
+
+        Raises as `put` does, and:
+
+        Raises:
+            DigestMismatch: they are others.
+        """
+        self._writing()
+        got, size = self._blobs.put(source, None, anew=True)
+        if got != _checked(digest):
+            raise disk.mismatch(digest, got, source.origin, size=source.size, got=size)
 
     def put_bytes(self, data: bytes) -> str:
         """Store *data* and return its digest; raises as `put` does."""
