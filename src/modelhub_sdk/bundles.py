@@ -27,6 +27,7 @@ from modelhub_sdk import resolver
 from modelhub_sdk.arguments import ARRIVED, input_uri
 from modelhub_sdk.blobs import disk
 from modelhub_sdk.blobs import progress as bars
+from modelhub_sdk.blobs.parallel import each
 from modelhub_sdk.blobs.readers import OwnReader
 from modelhub_sdk.blobs.sources import Source
 from modelhub_sdk.blobs.store import BlobStore
@@ -286,6 +287,21 @@ def store(core: Core, arriving: Arrival, items: Sequence[Source], progress: bool
     with bars.bar(sum(f.size for f, _ in wanted.values()), f"storing {arriving.name}", show=progress) as step:
         core.artifacts().put_known(list(wanted.values()), progress=step)
     return tuple(file for name, file in arriving.files if name.startswith("files/"))
+
+
+def heal(core: Core, arriving: Arrival, items: Sequence[Source], progress: bool | None) -> None:
+    """Store those bytes again of a version that arrived before which are damaged or missing here.
+
+    Raises:
+        DigestMismatch: the bytes that arrive are not those that they are said to be.
+    """
+    blobs = core.artifacts()
+    wanted = {file.digest: (file, item) for (_, file), item in zip(arriving.files, items, strict=True)}
+    sound = each(lambda one, _: blobs.is_sound(one[0].digest, one[0].size), list(wanted.values()))
+    damaged = [one for one, is_sound in zip(wanted.values(), sound, strict=True) if not is_sound]
+    if damaged:
+        with bars.bar(sum(f.size for f, _ in damaged), f"repairing {arriving.name}", show=progress) as step:
+            blobs.put_known(damaged, progress=step)
 
 
 # --- as a file ----------------------------------------------------------------------------------------

@@ -1431,7 +1431,9 @@ class Registry(RegistryView):
                     rules.allowed(view, arriving.name)
                 rules.has_required_fields(view, arriving.fields)
         if number is not None:
-            return self._here(arriving.name, number)
+            here = self._here(arriving.name, number)
+            bundles.heal(self._core, arriving, items, progress)
+            return here
         files = bundles.store(self._core, arriving, items, progress)
         version = self._event(
             arriving.name, files, key=arriving.key, origin=arriving.origin, **arriving.facts
@@ -1494,7 +1496,7 @@ class Registry(RegistryView):
 
         Every byte is checked against the bundle's own record before anything is registered. Importing the
         same version again changes nothing and returns the one that is here; then only the record in the bundle
-        is read, and its files are not.
+        is read, and those of its files that are damaged or missing here: they are stored again.
 
         Raises:
             NotFound: there is no such file.

@@ -28,7 +28,7 @@ from modelhub_sdk.blobs.sources import Source, from_bytes, from_file
 from modelhub_sdk.blobs.store import BlobStore, local_path
 from modelhub_sdk.core import Core, journal_of, opened
 from modelhub_sdk.domain import events as ev
-from modelhub_sdk.domain.entities import File, RepairItem, RepairReport
+from modelhub_sdk.domain.entities import RepairItem, RepairReport
 from modelhub_sdk.errors import (
     Conflict,
     DigestMismatch,
@@ -158,9 +158,7 @@ def _add_listed(core: Core, documents: Sequence[_Document], needs: _Needs) -> No
                 ):
                     needs.add(digest, None, document.uri)
                 continue
-            for file in manifest.decode(
-                blobs.read(document.digest, elsewhere=False), source=document.uri
-            ):
+            for file in manifest.decode(blobs.read(document.digest, elsewhere=False), source=document.uri):
                 if document.purge is None or document.purge.why(file.path) is None:
                     needs.add(file.digest, file.size, document.uri)
                 else:

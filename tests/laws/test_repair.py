@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 from collections.abc import Callable
@@ -83,20 +84,19 @@ def test_registering_the_right_bytes_heals(kind: str, make_home: MakeHome) -> No
     with make_home(kind).opened() as reg:
         hurts = LOCAL_HURTS if reg._core.artifacts().root else HURTS
         for data in (SMALL, LARGE):
-            first = reg.register("m", {"w": data})
+            reg.register("m", {"w": data})
             for how in hurts:
                 hurt(reg, digest_of(data), how)
                 assert not is_sound(reg), how
                 reg.register("m", {"w": data})
                 assert is_sound(reg), how
-        assert first.digest == reg.version("m/v2").digest
 
 
 WAYS: dict[str, Callable[[Registry, Path], Any]] = {
     "attach": lambda reg, path: reg.attach("m/v1", "w", path.read_bytes()),
     "evaluation": lambda reg, path: reg.add_evaluation("m/v1", {"a": 1}, files=path),
     "dataset": lambda reg, path: reg.create_dataset_version("dataset://d/v1", path),
-    "stream": lambda reg, path: reg.register("m", {"w": path.open("rb")}),
+    "stream": lambda reg, path: reg.register("m", {"w": io.BytesIO(path.read_bytes())}),
     "ingest": lambda reg, path: reg.ingest(path.parent, keep="all"),
 }
 
@@ -220,8 +220,8 @@ def test_repair_from_a_copy(
         assert sorted(item.digest for item in report.repaired) == stored
         assert all(item.needed_by and item.problem for item in report.repaired)
         assert is_sound(reg)
-        assert "repaired 11" in str(report)
-        assert "Repaired 11 files" in report._repr_html_()
+        assert "repaired 12" in str(report)
+        assert "Repaired 12 files" in report._repr_html_()
         again = reg.repair(f"sqlite:///{tmp_path}/copy.db", progress=False)
         assert (again.repaired, again.checked) == ((), report.checked)
 
@@ -310,7 +310,7 @@ def test_a_cache_hides_no_rot(make_home: MakeHome, tmp_path: Path) -> None:
         version = reg.register("m", {"w": SMALL})
         reg.resolve(version)
         hurt(reg, digest_of(SMALL), "flipped")
-        assert (reg.resolve(version) / "w").read_bytes() == SMALL
+        assert Path(reg.resolve(version).path, "w").read_bytes() == SMALL
         assert not is_sound(reg)
         with hub.open(home.url, cache_dir=tmp_path / "other") as fresh, pytest.raises(DigestMismatch):
             fresh.resolve(version)

@@ -16,7 +16,9 @@ from modelhub_sdk.blobs.disk import FdReader, Progress, Reader, translated, unav
 from modelhub_sdk.blobs.sources import Source
 from modelhub_sdk.errors import NotFound
 
-_WHOLE = 1 << 20  # up to this size a file is hashed in memory first: one already stored costs a read, and no write
+_WHOLE = (
+    1 << 20
+)  # up to this size a file is hashed in memory first: one already stored costs a read, and no write
 _FRESH = 300.0  # seconds after which a folder's entry has reached the disk by itself
 _TOUCH = 3600.0  # a blob used again is marked as fresh when its mark is older than this
 _MARK = 8192  # bytes of a mark that are read
@@ -38,9 +40,7 @@ class LocalBlobs:
 
     # ---- writing
 
-    def put(
-        self, source: Source, progress: Progress | None, *, anew: bool = False
-    ) -> tuple[str, int]:
+    def put(self, source: Source, progress: Progress | None, *, anew: bool = False) -> tuple[str, int]:
         """Store the bytes of *source*; return digest and size. Wrong stored bytes are replaced, *anew* or not."""
         reader = source.open()
         try:
@@ -150,6 +150,23 @@ class LocalBlobs:
         except OSError as exc:
             raise unavailable(exc, "look into the artifact store", self.base) from exc
         return info.st_size if stat.S_ISREG(info.st_mode) else None
+
+    def is_sound(self, digest: str, size: int) -> bool:
+        """Return whether the bytes are there, and right; they are read."""
+        if self.size(digest) != size:
+            return False
+        try:
+            return self.fetch(digest, size, None, None) == (digest, size)
+        except NotFound:
+            return False
+
+    def changed_at(self, digest: str) -> float | None:
+        """Return when the file, or what is known of it, was last changed; None when there is none."""
+        try:
+            info = os.lstat(self.path(digest))
+        except OSError:
+            return None
+        return max(info.st_mtime, info.st_ctime)
 
     def _open(self, digest: str) -> tuple[int, os.stat_result]:
         path = self.path(digest)

@@ -97,9 +97,7 @@ class RemoteBlobs:
 
     # ---- writing
 
-    def put(
-        self, source: Source, progress: Progress | None, *, anew: bool = False
-    ) -> tuple[str, int]:
+    def put(self, source: Source, progress: Progress | None, *, anew: bool = False) -> tuple[str, int]:
         """Store the bytes of *source*; return digest and size. With *anew* whatever is stored already."""
         if source.size is not None and self._at_once(source.size):
             SENDING.take(2 * source.size)
@@ -132,9 +130,7 @@ class RemoteBlobs:
                 (os.getpid(), digest), threading.Lock()
             )  # a fork inherits no holder
 
-    def _put_whole(
-        self, source: Source, size: int, progress: Progress | None, anew: bool
-    ) -> tuple[str, int]:
+    def _put_whole(self, source: Source, size: int, progress: Progress | None, anew: bool) -> tuple[str, int]:
         data = _read_all(source, size)
         digest = "sha256:" + hashlib.sha256(data).hexdigest()
         with self._turn(digest):
@@ -172,6 +168,16 @@ class RemoteBlobs:
                 copy = Source(source.path, source.origin, size, again)
                 self._put_hashed(copy, digest, size, progress, anew)
         return digest, size
+
+    def is_sound(self, digest: str, size: int) -> bool:
+        """Return whether the object is there, and right as far as one request can tell."""
+        if self.size(digest) != size:
+            return False
+        return not self._at_once(size) or self._stored_digest(digest, size) == digest
+
+    def changed_at(self, digest: str) -> float | None:
+        """Return None: an object is written whole, and its store looks after it."""
+        return None
 
     def _is_sound(
         self, info: Mapping[str, Any], digest: str, size: int, opener: Callable[[], Reader]

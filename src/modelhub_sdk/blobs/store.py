@@ -44,10 +44,10 @@ _HELD = 64 << 20  # bytes of those that are in memory
 
 
 class _Blobs(Protocol):
-    def put(
-        self, source: Source, progress: Progress | None, *, anew: bool = False
-    ) -> tuple[str, int]: ...
+    def put(self, source: Source, progress: Progress | None, *, anew: bool = False) -> tuple[str, int]: ...
     def size(self, digest: str) -> int | None: ...
+    def is_sound(self, digest: str, size: int) -> bool: ...
+    def changed_at(self, digest: str) -> float | None: ...
     def open(self, digest: str) -> BinaryIO: ...
     def read_range(self, digest: str, start: int, end: int) -> bytes: ...
     def fetch(self, digest: str, size: int, fd: int | None, progress: Progress | None) -> tuple[str, int]: ...
@@ -280,6 +280,21 @@ class BlobStore:
         """
         found = self._blobs.size(_checked(digest))
         return found is not None and size in (None, found)
+
+    def is_sound(self, digest: str, size: int) -> bool:
+        """Return whether the bytes are there and right, as far as that can be told without a long transfer.
+
+        On a disk they are hashed. In an object store so are those that one request brings; of larger ones the size
+        is compared. `verify` reads all.
+
+        Raises:
+            StoreUnavailable: the store did not answer.
+        """
+        return self._blobs.is_sound(_checked(digest), size)
+
+    def changed_at(self, digest: str) -> float | None:
+        """Return when a stored file was last touched, in seconds since 1970; None where the store cannot tell."""
+        return self._blobs.changed_at(_checked(digest))
 
     def read(self, digest: str, *, elsewhere: bool = True) -> bytes:
         """Return the whole blob, checked. For small documents: it is held in memory.
