@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from attrs import evolve
+from attrs import asdict, evolve
 
 from modelhub_sdk import active, datasets
 from modelhub_sdk.arguments import (
@@ -61,6 +61,7 @@ from modelhub_sdk.errors import (
 from modelhub_sdk.formats import codec, manifest
 from modelhub_sdk.index import data, runs
 from modelhub_sdk.index.queries import View, fresh
+from modelhub_sdk.own_sources import OwnSources
 from modelhub_sdk.reads import RegistryView
 from modelhub_sdk.references import (
     DatasetRef,
@@ -274,7 +275,9 @@ class Registry(RegistryView):
 
         Args:
             model: its name, or a value.
-            files: a path, a folder, a list of those, or ``{path in the version: source path, bytes or URL}``.
+            files: a path, a folder, a list of those, or ``{path in the version: source path, bytes or URL}``. A
+                ``model://``, ``dataset://`` or ``datum://`` URI means what this registry has under it now, by the
+                rules of `resolve`; it becomes an input, with the version that it meant.
             metrics: numbers by name; nested mappings become ``a.b``.
             params: values by name, likewise.
             tags: free texts.
@@ -291,6 +294,7 @@ class Registry(RegistryView):
         Raises:
             InvalidName, InvalidDocument: a path, a value or a text that cannot be stored.
             NotFound, NotAllowed: a file that is not there, or may not be read.
+            NotApproved, Purged: a source in this registry that may not be resolved.
             Conflict: a file changed while it was read.
             KeyReused: the key was used for other content.
         """
@@ -317,7 +321,8 @@ class Registry(RegistryView):
         name = model_name(model)
         texts = {"note": None if note is None else names.check_text(note, "note")}
         own = normalise_fields(fields)
-        return self._register(self._prepared(name, files, fields=own, **facts), texts, own)
+        version, asked = self._prepared(name, files, fields=own, **facts)
+        return self._register(version, texts, own, asked=asked)
 
     def _uses_of_run(self, run_id: str) -> list[str]:
         """Return the URIs that processes of a run have resolved: those in the inbox, and those taken from it."""
@@ -342,8 +347,8 @@ class Registry(RegistryView):
         progress: bool | None = None,
         run_id: str | None = None,
         duration: float | None = None,
-    ) -> ev.VersionRegistered:
-        """Check everything, store the bytes, and return the event but for its number."""
+    ) -> tuple[ev.VersionRegistered, Mapping[str, Any] | None]:
+        """Check everything, store the bytes; return the event but for its number, and what was asked (`_register`)."""
         from modelhub_sdk.blobs import progress as bars
         from modelhub_sdk.blobs import sources
 
@@ -356,11 +361,13 @@ class Registry(RegistryView):
             key = checked_key(key)
         blobs = self._core.artifacts()
         self._writable()
+        origins = OwnSources(self._core)
         found = sources.collect(
             files if copy else {},
             ignore=ignore,
             forbidden=self._own(),
             storage_options=self._core.options_of,
+            own=origins,
         )
         named = {} if copy else self._named(files, ignore)
         if not found and not named:
@@ -374,10 +381,13 @@ class Registry(RegistryView):
         common |= {"tags": good_tags, "key": key, "run_id": run_id, "duration": duration}
         if named:
             stored, external = self._measured(name, named, progress)
-            return self._event(name, stored, external=external, **common)
+            return self._event(name, stored, external=external, **common), None
         with bars.bar(found.total, f"storing {name}", show=progress) as step:
             stored = blobs.put_all(found, progress=step)
-        return self._event(name, stored, **common)
+        asked = origins.asked(stored, common["inputs"])
+        common["inputs"] = origins.inputs(common["inputs"])
+        origins.note(self)
+        return self._event(name, stored, **common), None if asked is None else asdict(asked)
 
     def _named(self, files: Any, ignore: Iterable[str]) -> dict[str, Reference]:
         """Return path -> what is to be kept by reference; see `blobs.elsewhere.named`."""
@@ -449,9 +459,13 @@ class Registry(RegistryView):
         fields: Mapping[str, Value | None],
         wanted: int | None = None,
         arriving: Arrival | None = None,
+        asked: Mapping[str, Any] | None = None,
     ) -> ModelVersion:
-        """Commit a prepared version; *arriving* is what comes from elsewhere with it."""
-        content = content_digest(version, texts, fields) if version.key is not None else ""
+        """Commit a prepared version; *arriving* is what comes from elsewhere with it.
+
+        *asked* is what an idempotency key compares, where names of this registry stand in it.
+        """
+        content = content_digest(version, texts, fields, asked) if version.key is not None else ""
         number = 0
 
         def decide(view: View, seal: Sealer) -> list[Event]:
@@ -552,7 +566,12 @@ class Registry(RegistryView):
         self._writable()
         self._there(ref)
         if files is not None:
-            found = sources.collect(files, forbidden=self._own(), storage_options=self._core.options_of)
+            found = sources.collect(
+                files,
+                forbidden=self._own(),
+                storage_options=self._core.options_of,
+                own=OwnSources(self._core),
+            )
             stored = tuple(self._core.artifacts().put_all(found))
 
         def decide(view: View, seal: Sealer, model: str, number: int) -> list[Event]:
@@ -589,7 +608,12 @@ class Registry(RegistryView):
         self._there(ref)
         with tempfile.TemporaryDirectory() as folder:
             content = rendered(content, good, Path(folder))
-            (source,) = sources.collect({good: content}, forbidden=self._own())
+            content_files = sources.collect(
+                {good: content}, forbidden=self._own(), own=OwnSources(self._core)
+            )
+            if len(content_files) != 1:
+                raise InvalidName(f"{shown(content)} is no single file.", hint="Attach the files one by one.")
+            (source,) = content_files
             stored = self._core.artifacts().put(source)
 
         def decide(view: View, seal: Sealer, model: str, number: int) -> list[Event]:

@@ -169,6 +169,10 @@ class RemoteBlobs:
                 self._put_hashed(copy, digest, size, progress, anew)
         return digest, size
 
+    def keep(self, digest: str, size: int) -> bool:
+        """Return whether the object is there, of the right size."""
+        return self.size(digest) == size
+
     def is_sound(self, digest: str, size: int) -> bool:
         """Return whether the object is there, and right as far as one request can tell."""
         if self.size(digest) != size:

@@ -46,6 +46,7 @@ _HELD = 64 << 20  # bytes of those that are in memory
 class _Blobs(Protocol):
     def put(self, source: Source, progress: Progress | None, *, anew: bool = False) -> tuple[str, int]: ...
     def size(self, digest: str) -> int | None: ...
+    def keep(self, digest: str, size: int) -> bool: ...
     def is_sound(self, digest: str, size: int) -> bool: ...
     def changed_at(self, digest: str) -> float | None: ...
     def open(self, digest: str) -> BinaryIO: ...
@@ -137,9 +138,30 @@ class BlobStore:
             NotAllowed: the store is read-only.
         """
         self._writing()
+        if source.stored is not None and self._blobs.size(source.stored) is not None:
+            return self._put_stored(source, source.stored, progress)
         digest, size = self._blobs.put(source, progress)
+        if source.stored not in (None, digest):
+            raise disk.mismatch(str(source.stored), digest, source.origin, size=source.size, got=size)
         if source.repeatable:
             self._remember(digest, source)
+        return File(source.path, size, digest)
+
+    def _put_stored(self, source: Source, digest: str, progress: Progress | None) -> File:
+        """Return bytes that are stored here already as a file of another path; nothing is written.
+
+        Raises:
+            DigestMismatch: they are damaged.
+        """
+        size = source.size or 0
+        if not self._blobs.keep(digest, size) or not self._blobs.is_sound(digest, size):
+            raise DigestMismatch(
+                f"The stored bytes of {shown(source.origin, 300)} are damaged.",
+                hint="reg.verify() says more, and reg.repair(source) stores them again.",
+                expected=digest,
+            )
+        if progress is not None:
+            progress(size)
         return File(source.path, size, digest)
 
     def put_all(self, items: Sequence[Source], *, progress: Progress | None = None) -> tuple[File, ...]:

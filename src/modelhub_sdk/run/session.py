@@ -43,6 +43,7 @@ from modelhub_sdk.errors import (
 from modelhub_sdk.formats import codec, manifest
 from modelhub_sdk.index import data, runs
 from modelhub_sdk.index.queries import View
+from modelhub_sdk.own_sources import OwnSources
 from modelhub_sdk.ports import Note
 from modelhub_sdk.run import code, environment, masking, metrics
 from modelhub_sdk.run import inputs as laying
@@ -251,7 +252,9 @@ class Run:
         good = names.check_path(name, "attachment")
         with tempfile.TemporaryDirectory() as folder:
             (source,) = sources.collect(
-                {good: rendered(content, good, Path(folder))}, forbidden=self._registry._own()
+                {good: rendered(content, good, Path(folder))},
+                forbidden=self._registry._own(),
+                own=OwnSources(self._registry._core),
             )
             self._files[good] = self._registry._core.artifacts().put(source)
 
