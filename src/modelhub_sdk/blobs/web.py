@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import ipaddress
 import re
 import socket
 import ssl
@@ -14,7 +13,7 @@ import urllib.request
 from collections.abc import Callable
 from typing import IO, Any, TypeVar
 
-from modelhub_sdk.blobs import disk
+from modelhub_sdk.blobs import addresses, disk
 from modelhub_sdk.blobs.disk import Reader
 from modelhub_sdk.blobs.patience import patient, time_for
 from modelhub_sdk.domain.external import plain
@@ -33,7 +32,6 @@ T = TypeVar("T")
 
 _TIMEOUT = 60.0  # seconds without any byte
 _STRAY = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "fd20:ce::254")))  # AWS, Google
 _STRONG = re.compile(r'"[\x21\x23-\x7e]{1,500}"')  # RFC 9110, 8.8.3, without the weak ones
 
 
@@ -105,22 +103,16 @@ def _check(url: str, *, secure: bool = False) -> None:
             f"The server redirects to {shown(parts.scheme + ':')}, which is not followed.",
             hint="Download the file yourself and register its path.",
         )
-    try:
-        found = socket.getaddrinfo(parts.hostname or "", parts.port or 0, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError, ValueError):
-        return  # the request itself will say so
-    if any(_is_own(str(at[4][0])) for at in found):
-        raise NotAllowed(
-            f"{shown(parts.hostname)} is a link-local address, or one of a cloud's service for the machine itself:"
-            " nothing is ever fetched from there."
-        )
+    host = parts.hostname or ""
+    addresses.check_host(host)
+    if _has_proxy(parts.scheme, host):
+        # The proxy looks the name up itself. What it means here is the best that can be known of it.
+        addresses.check_resolved(host, parts.port)
 
 
-def _is_own(address: str) -> bool:
-    """Return whether an address is one that tells secrets of the machine which asks, in either spelling."""
-    found = ipaddress.ip_address(address.partition("%")[0])
-    found = getattr(found, "ipv4_mapped", None) or found
-    return found.is_link_local or found in _METADATA
+def _has_proxy(scheme: str, host: str) -> bool:
+    """Return whether the environment says that a proxy stands between us and *host*."""
+    return scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host)
 
 
 def web_source(url: str) -> Callable[[], Reader]:
@@ -171,7 +163,7 @@ class WebReader:
     ) -> None:
         self._url, self._checked = asked_for(url), checked
         self._shown = plain(url)
-        self._opener = urllib.request.build_opener(_Redirects(allowed))
+        self._opener = urllib.request.build_opener(_Redirects(allowed), addresses.Http, addresses.Https)
         self._at = start
         self.size: int | None = None
         self.tag = tag
@@ -256,6 +248,9 @@ class WebReader:
         return data
 
     def _error(self, exc: Exception) -> Exception:
+        reason = getattr(exc, "reason", None)
+        if isinstance(reason, ModelHubError):  # an address that is refused; urllib takes it for its own
+            return reason
         code = getattr(exc, "code", None)
         if isinstance(exc, urllib.error.HTTPError):
             exc.close()
@@ -272,8 +267,8 @@ class WebReader:
             )
         if isinstance(exc, _Wrong):
             return StoreUnavailable(str(exc), hint="Try again.")
-        reason = f"HTTP {code}" if code else "it is too slow" if _is_slow(exc) else type(exc).__name__
-        return StoreUnavailable(f"Cannot read from {shown(self._shown)}: {reason}.", hint="Try again.")
+        why = f"HTTP {code}" if code else "it is too slow" if _is_slow(exc) else type(exc).__name__
+        return StoreUnavailable(f"Cannot read from {shown(self._shown)}: {why}.", hint="Try again.")
 
     # ---- as a reader
 
