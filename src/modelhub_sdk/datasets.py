@@ -19,6 +19,7 @@ from modelhub_sdk.domain.uri import DatasetURI
 from modelhub_sdk.domain.values import Frozen, Value, normalise_fields, to_json
 from modelhub_sdk.errors import InvalidDocument, InvalidURI, NotFound, nearest, shown
 from modelhub_sdk.formats import codec, manifest
+from modelhub_sdk.hidden import hidden
 from modelhub_sdk.index import data
 from modelhub_sdk.index.queries import View
 from modelhub_sdk.own_sources import OwnSources
@@ -78,6 +79,7 @@ def create_version(
     base = None if based_on is None else dataset_version_uri(based_on)
     key = None if idempotency_key is None else names.check_text(idempotency_key, "idempotency_key", 200)
     reg._writable()
+    files = hidden(files)
     origins = OwnSources(reg._core)
     found = sources.collect(
         [] if files is None else files,

@@ -29,6 +29,7 @@ from modelhub_sdk.domain import events as ev
 from modelhub_sdk.domain.entities import CopyReport, File
 from modelhub_sdk.errors import Conflict, InvalidName, ModelHubError, NotFound, StoreUnavailable, shown
 from modelhub_sdk.formats import codec
+from modelhub_sdk.hidden import HiddenOptions
 from modelhub_sdk.ports import Record, SequenceTaken
 from modelhub_sdk.stores.opening import Place, connect
 
@@ -47,7 +48,7 @@ def copy(
     progress: bool | None,
 ) -> CopyReport:
     """Bring *other* up to this registry; see `Registry.copy_to`."""
-    options = dict(storage_options or {})
+    options = HiddenOptions(storage_options)
     place = connect(other, read_only=False, options=options)
     try:
         stated = artifacts if artifacts is not None else place.stated

@@ -59,6 +59,7 @@ from modelhub_sdk.errors import (
     shown,
 )
 from modelhub_sdk.formats import codec, manifest
+from modelhub_sdk.hidden import HiddenOptions, hidden, hidden_place, revealed, shielded
 from modelhub_sdk.index import data, runs
 from modelhub_sdk.index.queries import View, fresh
 from modelhub_sdk.own_sources import OwnSources
@@ -139,6 +140,8 @@ class Registry(RegistryView):
             StoreUnavailable, CredentialsRefused: the store does not answer, or refuses.
             UnsafeStore: the place cannot keep a journal safely.
         """
+        url, artifacts = hidden_place(url), hidden_place(artifacts)
+        storage_options = HiddenOptions(storage_options)
         return cls(
             opened(
                 url,
@@ -298,6 +301,7 @@ class Registry(RegistryView):
             Conflict: a file changed while it was read.
             KeyReused: the key was used for other content.
         """
+        files = hidden(files)
         return self._register_files(
             model,
             files,
@@ -318,6 +322,7 @@ class Registry(RegistryView):
         self, model: Ref, files: Any, *, note: str | None, fields: Mapping[str, Any] | None, **facts: Any
     ) -> ModelVersion:
         """Check, store and commit a version; *facts* are those of `_prepared`."""
+        files = hidden(files)
         name = model_name(model)
         texts = {"note": None if note is None else names.check_text(note, "note")}
         own = normalise_fields(fields)
@@ -352,6 +357,7 @@ class Registry(RegistryView):
         from modelhub_sdk.blobs import progress as bars
         from modelhub_sdk.blobs import sources
 
+        files = hidden(files)
         switch(copy, "copy")
         common = self._common(
             metrics=normalise(metrics, "metrics"), params=normalise(params, "params"), inputs=inputs
@@ -369,7 +375,7 @@ class Registry(RegistryView):
             storage_options=self._core.options_of,
             own=origins,
         )
-        named = {} if copy else self._named(files, ignore)
+        named = {} if copy else shielded(lambda: self._named(files.reveal(), ignore), ModelHubError)
         if not found and not named:
             raise InvalidDocument("There is no file to register.", hint="A version needs at least one file.")
         with self._core.view() as view:  # what would fail later had better fail before bytes travel
@@ -557,6 +563,7 @@ class Registry(RegistryView):
         """
         from modelhub_sdk.blobs import sources
 
+        files = hidden(files)
         good = normalise(metrics, "metrics")
         if not good:
             raise InvalidDocument("An evaluation needs at least one metric.")
@@ -603,16 +610,15 @@ class Registry(RegistryView):
             if not isinstance(name, (str, os.PathLike)):
                 raise InvalidName(f"{shown(name)} is no path.", hint='reg.attach("churn/v1", "roc.png")')
             name, content = os.path.basename(os.fsdecode(name)), os.fsdecode(name)
+        content = hidden(content)
         good = names.check_path(name, "attachment")
         self._writable()
         self._there(ref)
         with tempfile.TemporaryDirectory() as folder:
-            content = rendered(content, good, Path(folder))
-            content_files = sources.collect(
-                {good: content}, forbidden=self._own(), own=OwnSources(self._core)
-            )
+            files = hidden({good: rendered(content.reveal(), good, Path(folder))})
+            content_files = sources.collect(files, forbidden=self._own(), own=OwnSources(self._core))
             if len(content_files) != 1:
-                raise InvalidName(f"{shown(content)} is no single file.", hint="Attach the files one by one.")
+                raise InvalidName(f"{shown(name)} is no single file.", hint="Attach the files one by one.")
             (source,) = content_files
             stored = self._core.artifacts().put(source)
 
@@ -1081,6 +1087,7 @@ class Registry(RegistryView):
             InvalidDocument: it would have no file.
             KeyReused: the key was used for other content.
         """
+        files = hidden(files)
         return datasets.create_version(
             self,
             ref,
@@ -1142,21 +1149,26 @@ class Registry(RegistryView):
         """
         from modelhub_sdk.run.start import start
 
-        return start(
-            self,
-            name,
-            id=id,
-            project=project,
-            params=params,
-            inputs=inputs,
-            outputs=outputs,
-            tags=tags,
-            group=group,
-            capture=capture,
-            keep=keep,
-            roots=roots,
-            commit=commit,
-        )
+        inputs = hidden(inputs)
+
+        def begin() -> Run:
+            return start(
+                self,
+                name,
+                id=id,
+                project=project,
+                params=params,
+                inputs=revealed(inputs),
+                outputs=outputs,
+                tags=tags,
+                group=group,
+                capture=capture,
+                keep=keep,
+                roots=roots,
+                commit=commit,
+            )
+
+        return shielded(begin, ModelHubError)
 
     def run_step(
         self,
@@ -1240,7 +1252,8 @@ class Registry(RegistryView):
         """
         from modelhub_sdk.run.start import resolve_inputs
 
-        return resolve_inputs(self, inputs, into, params or {})
+        inputs = hidden(inputs)
+        return shielded(lambda: resolve_inputs(self, inputs.reveal(), into, params or {}), ModelHubError)
 
     def resolve_step(
         self,
@@ -1412,10 +1425,12 @@ class Registry(RegistryView):
                 f"copy_to takes the URL or path of a place, or an open registry, not {shown(other)}.",
                 hint='For example reg.copy_to("s3://bucket/models").',
             )
+        artifacts, storage_options = hidden_place(artifacts), HiddenOptions(storage_options)
+        if ref is None and isinstance(other, Registry):
+            return moving.copy_into(self._core, other._core, artifacts=artifacts, progress=progress)
+        other = other if isinstance(other, Registry) else hidden_place(other)
         if ref is not None:
             return self._sent(other, version_uri(ref), artifacts, storage_options, progress)
-        if isinstance(other, Registry):
-            return moving.copy_into(self._core, other._core, artifacts=artifacts, progress=progress)
         return moving.copy(
             self._core, other, artifacts=artifacts, storage_options=storage_options, progress=progress
         )
@@ -1580,6 +1595,7 @@ class Registry(RegistryView):
         """
         from modelhub_sdk import repair
 
+        source = hidden_place(source)
         return repair.repair(
             self._core, source._core if isinstance(source, RegistryView) else source, progress=progress
         )

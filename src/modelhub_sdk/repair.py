@@ -46,6 +46,8 @@ from modelhub_sdk.index.queries import GivenUp, View
 _NAMED = 20  # things that a report names of those that need the same bytes
 _BLOB = re.compile(r"([0-9a-f]{2})/([0-9a-f]{62})")
 
+_LIBPQ = re.compile(r"\bpassword\s*=")
+
 Offer = Callable[[str, "int | None"], Sequence[Source]]
 """Returns where the bytes of a digest may be, with their size where it is known."""
 
@@ -298,6 +300,8 @@ def _local(core: Core, source: Any) -> str | None:
             hint="Pass a registry or its URL, a bundle, a cache, or a folder of files.",
         )
     path = local_path(os.fsdecode(source))
+    if _LIBPQ.search(os.fsdecode(source)):
+        return None  # may hold a password: `opened` says what is wrong with it, and quotes nothing
     if path is not None and not os.path.exists(path):
         raise NotFound(f"There is nothing at {shown(path, 200)}.", hint="Check the path.")
     return path

@@ -67,7 +67,7 @@ _MD5_TAG = re.compile(r"[0-9a-f]{32}(-[0-9]{1,5})?")
 class RemoteBlobs:
     """Blobs as objects ``<url>/<registry id>/sha256/ab/<62 hex>``."""
 
-    def __init__(self, url: str, registry_id: str, options: dict[str, Any]) -> None:
+    def __init__(self, url: str, registry_id: str, options: Mapping[str, Any]) -> None:
         self._url = url
         self._shown = without_secrets(url)
         self._registry = registry_id

@@ -32,6 +32,7 @@ from modelhub_sdk.errors import (
     NotFound,
     shown,
 )
+from modelhub_sdk.hidden import hidden, shielded
 
 MAX_FILES = 1_000_000
 """A folder with more files is refused: it is a mistake, or a maze of links."""
@@ -121,6 +122,11 @@ def collect(
         InvalidDocument: not a regular file (FIFO, device, socket), a loop of links, too many files.
         InvalidName: a path that cannot stand in a version, or an argument of another type.
     """
+    files = hidden(files)
+
+    def take() -> None:
+        collector.take(files.reveal())
+
     collector = _Collector(
         ignore=(ignore,) if isinstance(ignore, str) else tuple(ignore),
         forbidden=_Forbidden(forbidden),
@@ -129,7 +135,7 @@ def collect(
         options_of=storage_options if callable(storage_options) else lambda _: storage_options or {},
         own=own,
     )
-    collector.take(files)
+    shielded(take, ModelHubError)  # a URL among the files may hold a password
     found = sorted(collector.found, key=lambda source: source.path)
     check_paths([source.path for source in found])
     return Sources(tuple(found))
@@ -334,7 +340,7 @@ class _Collector:
         if url.startswith(("http://", "https://")):
             self._keep(Source(path, where, None, web_source(url), repeatable=False))
             return
-        state = url_state(url, dict(self._options_of(url)))
+        state = url_state(url, self._options_of(url))
         self._keep(Source(path, where, state.size, lambda: state.open(0)))
 
     def _keep(self, source: Source) -> None:

@@ -31,6 +31,7 @@ from modelhub_sdk.errors import (
     shown,
 )
 from modelhub_sdk.formats.manifest import is_digest
+from modelhub_sdk.hidden import HiddenOptions
 
 if TYPE_CHECKING:
     from modelhub_sdk.blobs.elsewhere import Reference
@@ -121,7 +122,7 @@ class BlobStore:
 
             self.url = without_secrets(given)
             self.place = external.plain(given).rstrip("/")
-            self._blobs = RemoteBlobs(given.rstrip("/"), registry_id, dict(storage_options or {}))
+            self._blobs = RemoteBlobs(given.rstrip("/"), registry_id, HiddenOptions(storage_options))
 
     def __repr__(self) -> str:
         return f"<BlobStore {shown(self.url)}>"

@@ -27,6 +27,7 @@ from modelhub_sdk.errors import (
     StoreUnavailable,
     shown,
 )
+from modelhub_sdk.hidden import bare, hidden, shielded
 
 T = TypeVar("T")
 
@@ -64,7 +65,12 @@ def asked_for(url: str) -> str:
     Raises:
         InvalidURI: nothing can be asked there, or a user or a password stands in it. No secret is repeated.
     """
+    place = hidden(url)
+    del url
+    return shielded(lambda: _asked_for(place.reveal()), ModelHubError)
 
+
+def _asked_for(url: str) -> str:
     def bad(why: str, hint: str) -> InvalidURI:
         return InvalidURI(f"{shown(plain(url), 300)} cannot be fetched: {why}.", hint=hint)
 
@@ -125,8 +131,8 @@ def web_source(url: str) -> Callable[[], Reader]:
         NotAllowed: it is, or redirects to, a place that is not fetched from.
         NotFound, CredentialsRefused, StoreUnavailable: the server's answer.
     """
-    good = asked_for(url)
-    return lambda: WebReader(good)
+    good = hidden(asked_for(url))
+    return lambda: WebReader(good.reveal())
 
 
 def ask(url: str, tag: str | None) -> WebReader | None:
@@ -163,6 +169,7 @@ class WebReader:
     ) -> None:
         self._url, self._checked = asked_for(url), checked
         self._shown = plain(url)
+        del url  # from here on no frame holds it
         self._opener = urllib.request.build_opener(_Redirects(allowed), addresses.Http, addresses.Https)
         self._at = start
         self.size: int | None = None
@@ -180,10 +187,11 @@ class WebReader:
     def _patiently(self, work: Callable[[], T]) -> T:
         try:
             return patient(work, lambda exc: _passing(exc, not self._first), "read from", self._shown)
-        except ModelHubError:
-            raise
-        except (OSError, http.client.HTTPException, ValueError) as exc:
-            raise self._error(exc) from None  # its text may quote the URL
+        except ModelHubError as error:
+            problem: Exception = bare(error)  # those frames hold the whole URL
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            problem = bare(self._error(error))
+        raise problem  # out here: the text of the other error may quote the URL
 
     def _open(self, unless: str | None = None) -> None:
         """Ask for what is missing, and see that it is of the same file."""

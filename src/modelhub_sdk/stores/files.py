@@ -18,7 +18,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -36,6 +36,7 @@ from modelhub_sdk.errors import (
     shown,
 )
 from modelhub_sdk.formats import codec
+from modelhub_sdk.hidden import HiddenOptions, bare
 from modelhub_sdk.ports import Note, Record, SequenceTaken
 from modelhub_sdk.stores.shelf import FOLDER, Shelf
 
@@ -471,10 +472,10 @@ class Objects:
         options: storage options of the fsspec driver; may hold secrets.
     """
 
-    def __init__(self, protocol: str, root: str, options: dict[str, Any]) -> None:
+    def __init__(self, protocol: str, root: str, options: Mapping[str, Any]) -> None:
         self._protocol = protocol
         self.root = root.strip("/")
-        self._options = options
+        self._options = HiddenOptions(options)
         self._pid = 0
         self._fs: Any = None
 
@@ -490,11 +491,14 @@ class Objects:
         while True:
             try:
                 return action(self._fs)
-            except (FileNotFoundError, FileExistsError, SequenceTaken):
+            except (FileNotFoundError, FileExistsError, SequenceTaken) as error:
+                bare(error)  # the frames of a driver hold its keys
                 raise
             except Exception as error:  # noqa: BLE001  # whatever it is becomes one of ours
-                if not _passing(error) or time.monotonic() + pause > end:
-                    raise translated(error, f"{self._protocol}://{self.root}") from None
+                passing = _passing(error) and time.monotonic() + pause <= end
+                problem = translated(error, f"{self._protocol}://{self.root}")
+            if not passing:
+                raise problem  # out here, so that the driver's error is no context of it
             time.sleep(random.uniform(pause / 2, pause))
             pause = min(pause * 2, 4.0)
 
@@ -550,7 +554,7 @@ class Objects:
         return at
 
 
-def open_filesystem(protocol: str, options: dict[str, Any]) -> Any:
+def open_filesystem(protocol: str, options: Mapping[str, Any]) -> Any:
     """Return a fresh fsspec driver without any listing cache: this library must see what is there."""
     import fsspec
 
@@ -570,7 +574,8 @@ def open_filesystem(protocol: str, options: dict[str, Any]) -> Any:
     if extra == "s3":
         # One request a read, where s3fs would ask for the size first; and one layer that tries again, s3fs,
         # where botocore below it would multiply the tries, so that a dead store took minutes to say so.
-        options = {"max_concurrency": 1, "config_kwargs": {"retries": {"total_max_attempts": 1}}, **options}
+        defaults = {"max_concurrency": 1, "config_kwargs": {"retries": {"total_max_attempts": 1}}}
+        options = HiddenOptions({**defaults, **options})
     return fsspec.filesystem(protocol, skip_instance_cache=True, use_listings_cache=False, **options)
 
 

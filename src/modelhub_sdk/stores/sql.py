@@ -6,7 +6,7 @@ import logging
 import os
 import select
 import sqlite3
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,6 +23,7 @@ from modelhub_sdk.errors import (
     UnsafeStore,
     shown,
 )
+from modelhub_sdk.hidden import HiddenOptions
 from modelhub_sdk.index import schema
 from modelhub_sdk.index.sql import Sql
 from modelhub_sdk.ports import Note, Record, SequenceTaken
@@ -353,13 +354,13 @@ class PostgresStore(SqlStore):
     """One schema of a PostgreSQL database.
 
     Args:
-        options: keyword arguments of ``psycopg.connect``, password included; kept for reconnecting.
+        options: keyword arguments of ``psycopg.connect``, password included; kept for reconnecting, and hidden.
         url: the same without any secret.
     """
 
     dialect = "postgresql"
 
-    def __init__(self, options: dict[str, Any], url: str, *, read_only: bool = False) -> None:
+    def __init__(self, options: Mapping[str, Any], url: str, *, read_only: bool = False) -> None:
         from modelhub_sdk.stores.extras import need
 
         psycopg = need("psycopg", "postgres")
@@ -374,6 +375,8 @@ class PostgresStore(SqlStore):
                 self, query: Any, params: Any = None, *, prepare: Any = False, binary: bool = False
             ) -> Any:
                 return super().execute(query, params, prepare=prepare, binary=binary)
+
+        options = HiddenOptions(options)
 
         def connect() -> Any:
             conn = Connection.connect(**options, autocommit=True)
