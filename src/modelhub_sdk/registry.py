@@ -1253,7 +1253,7 @@ class Registry(RegistryView):
         from modelhub_sdk.run.start import resolve_inputs
 
         inputs = hidden(inputs)
-        return shielded(lambda: resolve_inputs(self, inputs.reveal(), into, params or {}), ModelHubError)
+        return shielded(lambda: resolve_inputs(self, revealed(inputs), into, params or {}), ModelHubError)
 
     def resolve_step(
         self,
