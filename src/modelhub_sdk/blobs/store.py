@@ -2,7 +2,8 @@
 
 A blob lies at ``<url>/<registry id>/sha256/ab/<62 hex>``. The registry's id is part of the path,
 so two registries may share a bucket and never touch each other's blobs. Blobs are never changed:
-writing one that exists does nothing, and every read that hands out bytes checks them.
+writing one that exists and is right does nothing, one that is damaged is replaced, and every read that hands out
+bytes checks them.
 """
 
 from __future__ import annotations
