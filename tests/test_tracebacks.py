@@ -85,6 +85,8 @@ URLS = [
     f"postgresql://hub:{SECRET}@127.0.0.1:1/db?sslmode=nonsense",
     f"postgresql://hub:{SECRET}@nowhere.invalid/db?connect_timeout=2",
     f"postgresql://127.0.0.1:1/db?password={SECRET}",
+    f"postgresql://hub:{SECRET}%00@127.0.0.1:1/db",
+    f"postgresql://hub:{SECRET}@127.0.0.1:1/db?application_name=%ff%00",
     f"postgresql://hub:{SECRET}#x@127.0.0.1/db",
     f"host=127.0.0.1 password={SECRET}",
     f"mysql://hub:{SECRET}@127.0.0.1/db",

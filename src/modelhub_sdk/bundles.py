@@ -297,8 +297,17 @@ def heal(core: Core, arriving: Arrival, items: Sequence[Source], progress: bool 
     """
     blobs = core.artifacts()
     wanted = {file.digest: (file, item) for (_, file), item in zip(arriving.files, items, strict=True)}
-    sound = each(lambda one, _: blobs.is_sound(one[0].digest, one[0].size), list(wanted.values()))
-    damaged = [one for one, is_sound in zip(wanted.values(), sound, strict=True) if not is_sound]
+    with core.view() as view:
+        external = view.external()
+
+    def is_sound(one: tuple[File, Source], _: object) -> bool:
+        file = one[0]
+        if file.digest in external and not blobs.has(file.digest):  # kept by reference, in the original
+            return True
+        return blobs.is_sound(file.digest, file.size)
+
+    items_of = list(wanted.values())
+    damaged = [one for one, sound in zip(items_of, each(is_sound, items_of), strict=True) if not sound]
     if damaged:
         with bars.bar(sum(f.size for f, _ in damaged), f"repairing {arriving.name}", show=progress) as step:
             blobs.put_known(damaged, progress=step)

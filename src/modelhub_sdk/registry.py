@@ -375,7 +375,7 @@ class Registry(RegistryView):
             storage_options=self._core.options_of,
             own=origins,
         )
-        named = {} if copy else shielded(lambda: self._named(files.reveal(), ignore), ModelHubError)
+        named = {} if copy else shielded(lambda: self._named(revealed(files), ignore), ModelHubError)
         if not found and not named:
             raise InvalidDocument("There is no file to register.", hint="A version needs at least one file.")
         with self._core.view() as view:  # what would fail later had better fail before bytes travel

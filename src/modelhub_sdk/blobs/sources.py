@@ -32,7 +32,7 @@ from modelhub_sdk.errors import (
     NotFound,
     shown,
 )
-from modelhub_sdk.hidden import hidden, shielded
+from modelhub_sdk.hidden import hidden, revealed, shielded
 
 MAX_FILES = 1_000_000
 """A folder with more files is refused: it is a mistake, or a maze of links."""
@@ -125,7 +125,7 @@ def collect(
     files = hidden(files)
 
     def take() -> None:
-        collector.take(files.reveal())
+        collector.take(revealed(files))
 
     collector = _Collector(
         ignore=(ignore,) if isinstance(ignore, str) else tuple(ignore),

@@ -156,7 +156,8 @@ class BlobStore:
             DigestMismatch: they are damaged.
         """
         size = source.size or 0
-        if not self._blobs.keep(digest, size) or not self._blobs.is_sound(digest, size):
+        self._blobs.keep(digest, size)  # marks it as used
+        if not self._blobs.is_sound(digest, size):
             raise DigestMismatch(
                 f"The stored bytes of {shown(source.origin, 300)} are damaged.",
                 hint="reg.verify() says more, and reg.repair(source) stores them again.",

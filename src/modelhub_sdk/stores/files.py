@@ -36,7 +36,7 @@ from modelhub_sdk.errors import (
     shown,
 )
 from modelhub_sdk.formats import codec
-from modelhub_sdk.hidden import HiddenOptions, bare
+from modelhub_sdk.hidden import HiddenOptions, bare, shielded
 from modelhub_sdk.ports import Note, Record, SequenceTaken
 from modelhub_sdk.stores.shelf import FOLDER, Shelf
 
@@ -576,7 +576,10 @@ def open_filesystem(protocol: str, options: Mapping[str, Any]) -> Any:
         # where botocore below it would multiply the tries, so that a dead store took minutes to say so.
         defaults = {"max_concurrency": 1, "config_kwargs": {"retries": {"total_max_attempts": 1}}}
         options = HiddenOptions({**defaults, **options})
-    return fsspec.filesystem(protocol, skip_instance_cache=True, use_listings_cache=False, **options)
+    return shielded(
+        lambda: fsspec.filesystem(protocol, skip_instance_cache=True, use_listings_cache=False, **options),
+        Exception,
+    )
 
 
 def _passing(error: Exception) -> bool:

@@ -23,7 +23,7 @@ from modelhub_sdk.errors import (
     UnsafeStore,
     shown,
 )
-from modelhub_sdk.hidden import HiddenOptions
+from modelhub_sdk.hidden import HiddenOptions, shielded
 from modelhub_sdk.index import schema
 from modelhub_sdk.index.sql import Sql
 from modelhub_sdk.ports import Note, Record, SequenceTaken
@@ -379,7 +379,8 @@ class PostgresStore(SqlStore):
         options = HiddenOptions(options)
 
         def connect() -> Any:
-            conn = Connection.connect(**options, autocommit=True)
+            # Whatever the driver raises: its frames hold the password.
+            conn = shielded(lambda: Connection.connect(**options, autocommit=True), Exception)
             conn.prepare_threshold = 3
             conn.execute(f"SET lock_timeout = '{int(PATIENCE)}s'")
             return conn
