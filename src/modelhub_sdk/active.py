@@ -55,9 +55,15 @@ def run_id() -> str | None:
     return now.id if now is not None else os.environ.get(RUN_ID) or os.environ.get("VH_EXECUTION_ID") or None
 
 
+def own_run(registry: object) -> Observer | None:
+    """Return the run of this very registry that is on, the last of several; None when none is."""
+    return next((run for run in reversed(_stack) if run.belongs(registry)), None)
+
+
 def own_run_id(registry: object) -> str | None:
     """Return the id of the run of this very registry that is on, for what is made while it is."""
-    return next((run.id for run in reversed(_stack) if run.belongs(registry)), None)
+    run = own_run(registry)
+    return None if run is None else run.id
 
 
 def close(registry: object, error: BaseException | None) -> None:

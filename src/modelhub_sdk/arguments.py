@@ -188,9 +188,20 @@ def settings_of(
     return wanted
 
 
-def content_digest(version: ev.VersionRegistered, texts: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
-    """Return the digest of what an idempotency key stands for."""
+def content_digest(
+    version: ev.VersionRegistered,
+    texts: Mapping[str, Any],
+    fields: Mapping[str, Any],
+    asked: Mapping[str, Any] | None = None,
+) -> str:
+    """Return the digest of what an idempotency key stands for.
+
+    *asked* is what was asked for, where names in it may mean something else by the next call.
+    """
     raw = codec.unstructure(evolve(version, number=0, content=None, key=None))
+    if asked is not None:
+        raw = {name: raw[name] for name in raw if name not in ("manifest", "size", "files", "document")}
+        raw |= asked
     raw["texts"] = {name: text for name, text in texts.items() if text}
     raw["fields"] = {name: to_json(value) for name, value in fields.items()}
     return hashlib.sha256(codec.dumps(raw)).hexdigest()

@@ -26,6 +26,7 @@ from modelhub_sdk import resolver
 from modelhub_sdk.arguments import ARRIVED, input_uri
 from modelhub_sdk.blobs import disk
 from modelhub_sdk.blobs import progress as bars
+from modelhub_sdk.blobs.parallel import each
 from modelhub_sdk.blobs.readers import OwnReader
 from modelhub_sdk.blobs.sources import Source
 from modelhub_sdk.blobs.store import BlobStore
@@ -285,6 +286,30 @@ def store(core: Core, arriving: Arrival, items: Sequence[Source], progress: bool
     with bars.bar(sum(f.size for f, _ in wanted.values()), f"storing {arriving.name}", show=progress) as step:
         core.artifacts().put_known(list(wanted.values()), progress=step)
     return tuple(file for name, file in arriving.files if name.startswith("files/"))
+
+
+def heal(core: Core, arriving: Arrival, items: Sequence[Source], progress: bool | None) -> None:
+    """Store those bytes again of a version that arrived before which are damaged or missing here.
+
+    Raises:
+        DigestMismatch: the bytes that arrive are not those that they are said to be.
+    """
+    blobs = core.artifacts()
+    wanted = {file.digest: (file, item) for (_, file), item in zip(arriving.files, items, strict=True)}
+    with core.view() as view:
+        external = view.external()
+
+    def is_sound(one: tuple[File, Source], _: object) -> bool:
+        file = one[0]
+        if file.digest in external and not blobs.has(file.digest):  # kept by reference, in the original
+            return True
+        return blobs.is_sound(file.digest, file.size)
+
+    items_of = list(wanted.values())
+    damaged = [one for one, sound in zip(items_of, each(is_sound, items_of), strict=True) if not sound]
+    if damaged:
+        with bars.bar(sum(f.size for f, _ in damaged), f"repairing {arriving.name}", show=progress) as step:
+            blobs.put_known(damaged, progress=step)
 
 
 # --- as a file ----------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ from modelhub_sdk.errors import (
     shown,
 )
 from modelhub_sdk.formats import codec, manifest
+from modelhub_sdk.hidden import HiddenOptions, hidden, hidden_place, shielded
 from modelhub_sdk.index.queries import NOW, View, cells
 from modelhub_sdk.ports import Record, SequenceTaken
 from modelhub_sdk.stores.ledger import Ledger, check_gaps
@@ -682,9 +683,41 @@ def opened(
     create: bool | None,
     storage_options: Mapping[str, Any] | None,
 ) -> Core:
-    """Return the parts of the registry at *url*, made first where that is allowed. See `Registry.open`."""
+    """Return the parts of the registry at *url*, made first where that is allowed. See `Registry.open`.
+
+    What opening a registry is told may hold passwords, so no error of ours keeps the frames below.
+    """
+    url, artifacts = hidden_place(url), hidden_place(artifacts)
+    storage_options = HiddenOptions(storage_options)
+
+    def work() -> Core:
+        return _opened(
+            url,
+            artifacts=artifacts,
+            user=user,
+            project=project,
+            cache_dir=cache_dir,
+            read_only=read_only,
+            create=create,
+            storage_options=storage_options,
+        )
+
+    return shielded(work, ModelHubError)
+
+
+def _opened(
+    url: str | os.PathLike[str] | None,
+    *,
+    artifacts: str | os.PathLike[str] | None,
+    user: str | None,
+    project: str | None,
+    cache_dir: str | os.PathLike[str] | None,
+    read_only: bool,
+    create: bool | None,
+    storage_options: Mapping[str, Any],
+) -> Core:
     if url is None:
-        url = surroundings.setting("REGISTRY")
+        url = hidden(surroundings.setting("REGISTRY"))
     if url is None:
         folder = surroundings.data_dir()
         url = f"sqlite:///{folder / 'models.db'}"
@@ -694,9 +727,11 @@ def opened(
         from modelhub_sdk.domain.names import check_name
 
         project = check_name(project, "project")
-    options = dict(storage_options or {})
+    options = HiddenOptions(storage_options)
     place = connect(url, read_only=read_only, options=options)
-    stated = artifacts if artifacts is not None else (place.stated or surroundings.setting("ARTIFACTS"))
+    stated = hidden_place(
+        artifacts if artifacts is not None else (place.stated or surroundings.setting("ARTIFACTS"))
+    )
     wanted = None if stated is None else artifacts_url(stated)
     host = surroundings.host()
     common: Any = {"actor": actor, "host": host, "project": project, "read_only": read_only}
@@ -780,7 +815,7 @@ def opened(
     return core
 
 
-def _copy_at(where: str, registry_id: str, options: dict[str, Any]) -> str | None:
+def _copy_at(where: str, registry_id: str, options: Mapping[str, Any]) -> str | None:
     """Return the copy that keeps its artifacts there (`BlobStore.marked_for`); a place that we may not see is none."""
     blobs = BlobStore(where, registry_id=registry_id, storage_options=options_for(where, options))
     try:
@@ -837,7 +872,7 @@ def artifacts_url(given: str | os.PathLike[str]) -> str:
 _NO_DRIVER = frozenset({"sqlite", "postgresql", "memory", "file"})
 
 
-def options_for(where: str, options: dict[str, Any]) -> dict[str, Any]:
+def options_for(where: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the options for the driver of an artifact store: none for a folder."""
     return {} if "://" not in where else options
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from attrs import evolve
+from attrs import asdict, evolve
 
 from modelhub_sdk.arguments import changes_of, listed, reason_of
 from modelhub_sdk.blobs import progress as bars
@@ -19,8 +19,10 @@ from modelhub_sdk.domain.uri import DatasetURI
 from modelhub_sdk.domain.values import Frozen, Value, normalise_fields, to_json
 from modelhub_sdk.errors import InvalidDocument, InvalidURI, NotFound, nearest, shown
 from modelhub_sdk.formats import codec, manifest
+from modelhub_sdk.hidden import hidden
 from modelhub_sdk.index import data
 from modelhub_sdk.index.queries import View
+from modelhub_sdk.own_sources import OwnSources
 from modelhub_sdk.references import dataset_exists, dataset_name, dataset_version_uri, pin_dataset
 
 if TYPE_CHECKING:
@@ -77,10 +79,14 @@ def create_version(
     base = None if based_on is None else dataset_version_uri(based_on)
     key = None if idempotency_key is None else names.check_text(idempotency_key, "idempotency_key", 200)
     reg._writable()
-    found = (
-        sources.collect(files, ignore=ignore, forbidden=reg._own(), storage_options=reg._core.options_of)
-        if files is not None
-        else sources.collect([])
+    files = hidden(files)
+    origins = OwnSources(reg._core)
+    found = sources.collect(
+        [] if files is None else files,
+        ignore=ignore,
+        forbidden=reg._own(),
+        storage_options=reg._core.options_of,
+        own=origins,
     )
     with reg._core.view() as view:
         if key is None or view.key(data.subject(uri.name), key) is None:
@@ -90,6 +96,7 @@ def create_version(
             pin_dataset(view, base)
     with bars.bar(found.total, f"storing {uri.name}", show=progress) as step:
         stored = reg._core.artifacts().put_all(found, progress=step)
+    origins.note(reg)
     return commit_version(
         reg,
         uri,
@@ -101,6 +108,7 @@ def create_version(
         aliases=good_aliases,
         run_id=run_id,
         key=key,
+        origins=origins,
     )
 
 
@@ -116,6 +124,7 @@ def commit_version(
     aliases: Sequence[str] = (),
     run_id: str | None = None,
     key: str | None = None,
+    origins: OwnSources | None = None,
 ) -> DatasetVersion:
     """Commit a version whose bytes are stored: the files of *base* but for *exclude*, and then *stored* over them."""
     files = {}
@@ -135,10 +144,10 @@ def commit_version(
     if reg._many(ordered):
         document = reg._core.artifacts().put_bytes(manifest.encode(ordered))
     digest = manifest.digest(ordered)
+    asked = None if origins is None else origins.asked(stored, ())
+    what = digest if asked is None else asdict(asked)
     content = hashlib.sha256(
-        codec.dumps(
-            [digest, base_name, sorted(tags), {name: to_json(value) for name, value in fields.items()}]
-        )
+        codec.dumps([what, base_name, sorted(tags), {name: to_json(value) for name, value in fields.items()}])
     ).hexdigest()
     number = 0
 
@@ -169,6 +178,7 @@ def commit_version(
                 tags=tuple(dict.fromkeys(tags)),
                 fields=Frozen({n: seal.value(v) for n, v in fields.items() if v is not None}),
                 run_id=run_id,
+                inputs=() if origins is None else origins.inputs(()),
                 content=seal(content) if key is not None else None,
                 key=key,
             )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelhub_sdk import surroundings
 from modelhub_sdk.domain.entities import Resolved
+from modelhub_sdk.hidden import HiddenOptions, hidden_place
 from modelhub_sdk.references import Ref
 from modelhub_sdk.registry import Registry
 
@@ -38,6 +39,8 @@ def open(  # noqa: A001  (hub.open reads as it does)
     storage_options: Mapping[str, Any] | None = None,
 ) -> Registry:
     """Open a registry and return it; see `Registry.open` for every argument and error."""
+    url, artifacts = hidden_place(url), hidden_place(artifacts)
+    storage_options = HiddenOptions(storage_options)
     return Registry.open(
         url,
         artifacts=artifacts,
@@ -114,4 +117,6 @@ def resolve(uri: Ref, into: str | os.PathLike[str] | None = None, **options: Any
 
 def start_run(name: str | None = None, **options: Any) -> Run:
     """Start a run in the default registry and return it; see `Registry.start_run`."""
-    return default().start_run(name, **options)
+    hidden_options = HiddenOptions(options)  # inputs may be URLs with passwords
+    del options
+    return default().start_run(name, **hidden_options)

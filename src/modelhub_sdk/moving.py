@@ -9,11 +9,13 @@ the original; the mark says whose they are, so that no two share them.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from attrs import evolve
@@ -26,8 +28,9 @@ from modelhub_sdk.blobs.store import BlobStore
 from modelhub_sdk.core import Core, artifacts_url, journal_of, options_for
 from modelhub_sdk.domain import events as ev
 from modelhub_sdk.domain.entities import CopyReport, File
-from modelhub_sdk.errors import Conflict, InvalidName, NotFound, StoreUnavailable, shown
+from modelhub_sdk.errors import Conflict, InvalidName, ModelHubError, NotFound, StoreUnavailable, shown
 from modelhub_sdk.formats import codec
+from modelhub_sdk.hidden import HiddenOptions
 from modelhub_sdk.ports import Record, SequenceTaken
 from modelhub_sdk.stores.ledger import check_gaps
 from modelhub_sdk.stores.opening import Place, connect
@@ -35,6 +38,7 @@ from modelhub_sdk.uses import waiting
 
 _BATCH = 500  # entries whose bytes are looked after together
 _NOTES = 1000
+_SLACK = 300.0  # seconds by which the clock of a disk may differ from ours
 _WITH_FILES = (ev.VersionRegistered, ev.DatasetVersionCreated)
 
 
@@ -47,7 +51,7 @@ def copy(
     progress: bool | None,
 ) -> CopyReport:
     """Bring *other* up to this registry; see `Registry.copy_to`."""
-    options = dict(storage_options or {})
+    options = HiddenOptions(storage_options)
     place = connect(other, read_only=False, options=options)
     try:
         stated = artifacts if artifacts is not None else place.stated
@@ -189,7 +193,11 @@ def _copied(
     with core.view() as view:
         redacted = view.all_redacted()  # by the journal: what is to be erased may still stand in the store
     counts = {"entries": 0, "blobs": 0, "bytes": 0, "missing": 0}
+    healed = _healed(core, place, blobs, have, got, progress) if there else []
+    counts["blobs"] += len(healed)
+    counts["bytes"] += sum(have[digest] for digest in healed)
     lost: set[str] = set()
+    sound = set(healed)  # bytes in the copy that need no look any more
     erased = False
     total = sum(size for digest, size in have.items() if digest not in got)
     with bars.bar(total, f"copying to {place.store.url}", show=progress) as step:
@@ -199,6 +207,8 @@ def _copied(
                 for event in entry.events:
                     if isinstance(event, _WITH_FILES) and event.document in have:
                         named |= ev.stored_files(event, core.manifest(event.document))
+            _doubt(blobs, named - set(sound), have, got)
+            sound |= named
             sent = _sent(core, blobs, named, have, got, step)
             counts["blobs"] += len(sent)
             counts["bytes"] += sum(have[digest] for digest in sent)
@@ -214,6 +224,56 @@ def _copied(
         with core.view() as view:
             counts["missing"] = len(garbage.needed(core, view, lost, unknown=set()) - view.external())
     return counts
+
+
+def _healed(
+    core: Core,
+    place: Place,
+    blobs: BlobStore,
+    have: dict[str, int],
+    got: dict[str, int],
+    progress: bool | None,
+) -> list[str]:
+    """Store again what is damaged or missing in an earlier copy; return which digests.
+
+    The listing tells what is missing or has another size. On a disk, what was touched since this user last looked is
+    read: a copy that is brought up to date each night is not read as a whole each night.
+    """
+    begun = time.time()
+    note = (
+        Path(core.cache().path)
+        / "checked"
+        / hashlib.sha256(f"{core.registry_id} {journal_of(place)}".encode()).hexdigest()
+    )
+    since = 0.0
+    with suppress(OSError, ValueError):
+        since = float(core.cache().note(note).read_bytes()) - _SLACK
+    touched = [
+        digest
+        for digest, size in got.items()
+        if have.get(digest) == size and (blobs.changed_at(digest) or 0.0) > since
+    ]
+    with bars.bar(sum(got[digest] for digest in touched), "checking the copy", show=progress) as step:
+
+        def is_wrong(digest: str, advance: Any) -> bool:
+            return blobs.verify(digest, got[digest], progress=advance) is not None
+
+        wrong = {
+            digest
+            for digest, is_damaged in zip(touched, each(is_wrong, touched, step), strict=True)
+            if is_damaged
+        }
+    wrong |= {digest for digest, size in got.items() if have.get(digest, size) != size}
+    absent = set(have) - set(got)
+    if absent:
+        with core.view() as view:
+            wrong |= garbage.needed(core, view, absent, unknown=set())
+    for digest in wrong:
+        got.pop(digest, None)
+    healed = _sent(core, blobs, wrong, have, got, None)
+    with suppress(ModelHubError):
+        core.cache().keep(note, str(begun).encode())
+    return healed
 
 
 def _parts(core: Core, after: int, last: int) -> Iterator[list[tuple[Record, ev.Entry]]]:
@@ -260,6 +320,14 @@ def _sent(
         else:
             got.update((digest, have[digest]) for digest in wanted)
             return wanted
+
+
+def _doubt(blobs: BlobStore, named: set[str], have: Mapping[str, int], got: dict[str, int]) -> None:
+    """Forget of what the copy has *got* those bytes that new entries rely on and that are not right."""
+    there = [digest for digest in sorted(named) if digest in got and got[digest] == have.get(digest)]
+    for digest, sound in zip(there, each(lambda one, _: blobs.is_sound(one, got[one]), there), strict=True):
+        if not sound:
+            del got[digest]
 
 
 def _send(

@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from attrs import evolve
+from attrs import asdict, evolve
 
 from modelhub_sdk import active, datasets
 from modelhub_sdk.arguments import (
@@ -39,6 +39,7 @@ from modelhub_sdk.domain.entities import (
     IngestReport,
     Model,
     ModelVersion,
+    RepairReport,
     Resolved,
     Stats,
 )
@@ -57,8 +58,10 @@ from modelhub_sdk.errors import (
     shown,
 )
 from modelhub_sdk.formats import codec, manifest
+from modelhub_sdk.hidden import HiddenOptions, hidden, hidden_place, revealed, shielded
 from modelhub_sdk.index import data, runs
 from modelhub_sdk.index.queries import View, fresh
+from modelhub_sdk.own_sources import OwnSources
 from modelhub_sdk.reads import RegistryView
 from modelhub_sdk.references import (
     DatasetRef,
@@ -136,6 +139,8 @@ class Registry(RegistryView):
             StoreUnavailable, CredentialsRefused: the store does not answer, or refuses.
             UnsafeStore: the place cannot keep a journal safely.
         """
+        url, artifacts = hidden_place(url), hidden_place(artifacts)
+        storage_options = HiddenOptions(storage_options)
         return cls(
             opened(
                 url,
@@ -272,7 +277,9 @@ class Registry(RegistryView):
 
         Args:
             model: its name, or a value.
-            files: a path, a folder, a list of those, or ``{path in the version: source path, bytes or URL}``.
+            files: a path, a folder, a list of those, or ``{path in the version: source path, bytes or URL}``. A
+                ``model://``, ``dataset://`` or ``datum://`` URI means what this registry has under it now, by the
+                rules of `resolve`; it becomes an input, with the version that it meant.
             metrics: numbers by name; nested mappings become ``a.b``.
             params: values by name, likewise.
             tags: free texts.
@@ -289,9 +296,11 @@ class Registry(RegistryView):
         Raises:
             InvalidName, InvalidDocument: a path, a value or a text that cannot be stored.
             NotFound, NotAllowed: a file that is not there, or may not be read.
+            NotApproved, Purged: a source in this registry that may not be resolved.
             Conflict: a file changed while it was read.
             KeyReused: the key was used for other content.
         """
+        files = hidden(files)
         return self._register_files(
             model,
             files,
@@ -312,10 +321,12 @@ class Registry(RegistryView):
         self, model: Ref, files: Any, *, note: str | None, fields: Mapping[str, Any] | None, **facts: Any
     ) -> ModelVersion:
         """Check, store and commit a version; *facts* are those of `_prepared`."""
+        files = hidden(files)
         name = model_name(model)
         texts = {"note": None if note is None else names.check_text(note, "note")}
         own = normalise_fields(fields)
-        return self._register(self._prepared(name, files, fields=own, **facts), texts, own)
+        version, asked = self._prepared(name, files, fields=own, **facts)
+        return self._register(version, texts, own, asked=asked)
 
     def _uses_of_run(self, run_id: str) -> list[str]:
         """Return the URIs that processes of a run have resolved: those in the inbox, and those taken from it."""
@@ -340,11 +351,12 @@ class Registry(RegistryView):
         progress: bool | None = None,
         run_id: str | None = None,
         duration: float | None = None,
-    ) -> ev.VersionRegistered:
-        """Check everything, store the bytes, and return the event but for its number."""
+    ) -> tuple[ev.VersionRegistered, Mapping[str, Any] | None]:
+        """Check everything, store the bytes; return the event but for its number, and what was asked (`_register`)."""
         from modelhub_sdk.blobs import progress as bars
         from modelhub_sdk.blobs import sources
 
+        files = hidden(files)
         switch(copy, "copy")
         common = self._common(
             metrics=normalise(metrics, "metrics"), params=normalise(params, "params"), inputs=inputs
@@ -354,13 +366,15 @@ class Registry(RegistryView):
             key = checked_key(key)
         blobs = self._core.artifacts()
         self._writable()
+        origins = OwnSources(self._core)
         found = sources.collect(
             files if copy else {},
             ignore=ignore,
             forbidden=self._own(),
             storage_options=self._core.options_of,
+            own=origins,
         )
-        named = {} if copy else self._named(files, ignore)
+        named = {} if copy else shielded(lambda: self._named(revealed(files), ignore), ModelHubError)
         if not found and not named:
             raise InvalidDocument("There is no file to register.", hint="A version needs at least one file.")
         with self._core.view() as view:  # what would fail later had better fail before bytes travel
@@ -372,10 +386,13 @@ class Registry(RegistryView):
         common |= {"tags": good_tags, "key": key, "run_id": run_id, "duration": duration}
         if named:
             stored, external = self._measured(name, named, progress)
-            return self._event(name, stored, external=external, **common)
+            return self._event(name, stored, external=external, **common), None
         with bars.bar(found.total, f"storing {name}", show=progress) as step:
             stored = blobs.put_all(found, progress=step)
-        return self._event(name, stored, **common)
+        asked = origins.asked(stored, common["inputs"])
+        common["inputs"] = origins.inputs(common["inputs"])
+        origins.note(self)
+        return self._event(name, stored, **common), None if asked is None else asdict(asked)
 
     def _named(self, files: Any, ignore: Iterable[str]) -> dict[str, Reference]:
         """Return path -> what is to be kept by reference; see `blobs.elsewhere.named`."""
@@ -447,9 +464,13 @@ class Registry(RegistryView):
         fields: Mapping[str, Value | None],
         wanted: int | None = None,
         arriving: Arrival | None = None,
+        asked: Mapping[str, Any] | None = None,
     ) -> ModelVersion:
-        """Commit a prepared version; *arriving* is what comes from elsewhere with it."""
-        content = content_digest(version, texts, fields) if version.key is not None else ""
+        """Commit a prepared version; *arriving* is what comes from elsewhere with it.
+
+        *asked* is what an idempotency key compares, where names of this registry stand in it.
+        """
+        content = content_digest(version, texts, fields, asked) if version.key is not None else ""
         number = 0
 
         def decide(view: View, seal: Sealer) -> list[Event]:
@@ -541,6 +562,7 @@ class Registry(RegistryView):
         """
         from modelhub_sdk.blobs import sources
 
+        files = hidden(files)
         good = normalise(metrics, "metrics")
         if not good:
             raise InvalidDocument("An evaluation needs at least one metric.")
@@ -550,7 +572,12 @@ class Registry(RegistryView):
         self._writable()
         self._there(ref)
         if files is not None:
-            found = sources.collect(files, forbidden=self._own(), storage_options=self._core.options_of)
+            found = sources.collect(
+                files,
+                forbidden=self._own(),
+                storage_options=self._core.options_of,
+                own=OwnSources(self._core),
+            )
             stored = tuple(self._core.artifacts().put_all(found))
 
         def decide(view: View, seal: Sealer, model: str, number: int) -> list[Event]:
@@ -582,12 +609,16 @@ class Registry(RegistryView):
             if not isinstance(name, (str, os.PathLike)):
                 raise InvalidName(f"{shown(name)} is no path.", hint='reg.attach("churn/v1", "roc.png")')
             name, content = os.path.basename(os.fsdecode(name)), os.fsdecode(name)
+        content = hidden(content)
         good = names.check_path(name, "attachment")
         self._writable()
         self._there(ref)
         with tempfile.TemporaryDirectory() as folder:
-            content = rendered(content, good, Path(folder))
-            (source,) = sources.collect({good: content}, forbidden=self._own())
+            files = hidden({good: rendered(content.reveal(), good, Path(folder))})
+            content_files = sources.collect(files, forbidden=self._own(), own=OwnSources(self._core))
+            if len(content_files) != 1:
+                raise InvalidName(f"{shown(name)} is no single file.", hint="Attach the files one by one.")
+            (source,) = content_files
             stored = self._core.artifacts().put(source)
 
         def decide(view: View, seal: Sealer, model: str, number: int) -> list[Event]:
@@ -1055,6 +1086,7 @@ class Registry(RegistryView):
             InvalidDocument: it would have no file.
             KeyReused: the key was used for other content.
         """
+        files = hidden(files)
         return datasets.create_version(
             self,
             ref,
@@ -1116,21 +1148,26 @@ class Registry(RegistryView):
         """
         from modelhub_sdk.run.start import start
 
-        return start(
-            self,
-            name,
-            id=id,
-            project=project,
-            params=params,
-            inputs=inputs,
-            outputs=outputs,
-            tags=tags,
-            group=group,
-            capture=capture,
-            keep=keep,
-            roots=roots,
-            commit=commit,
-        )
+        inputs = hidden(inputs)
+
+        def begin() -> Run:
+            return start(
+                self,
+                name,
+                id=id,
+                project=project,
+                params=params,
+                inputs=revealed(inputs),
+                outputs=outputs,
+                tags=tags,
+                group=group,
+                capture=capture,
+                keep=keep,
+                roots=roots,
+                commit=commit,
+            )
+
+        return shielded(begin, ModelHubError)
 
     def run_step(
         self,
@@ -1214,7 +1251,8 @@ class Registry(RegistryView):
         """
         from modelhub_sdk.run.start import resolve_inputs
 
-        return resolve_inputs(self, inputs, into, params or {})
+        inputs = hidden(inputs)
+        return shielded(lambda: resolve_inputs(self, revealed(inputs), into, params or {}), ModelHubError)
 
     def resolve_step(
         self,
@@ -1386,10 +1424,12 @@ class Registry(RegistryView):
                 f"copy_to takes the URL or path of a place, or an open registry, not {shown(other)}.",
                 hint='For example reg.copy_to("s3://bucket/models").',
             )
+        artifacts, storage_options = hidden_place(artifacts), HiddenOptions(storage_options)
+        if ref is None and isinstance(other, Registry):
+            return moving.copy_into(self._core, other._core, artifacts=artifacts, progress=progress)
+        other = other if isinstance(other, Registry) else hidden_place(other)
         if ref is not None:
             return self._sent(other, version_uri(ref), artifacts, storage_options, progress)
-        if isinstance(other, Registry):
-            return moving.copy_into(self._core, other._core, artifacts=artifacts, progress=progress)
         return moving.copy(
             self._core, other, artifacts=artifacts, storage_options=storage_options, progress=progress
         )
@@ -1429,7 +1469,9 @@ class Registry(RegistryView):
                     rules.allowed(view, arriving.name)
                 rules.has_required_fields(view, arriving.fields)
         if number is not None:
-            return self._here(arriving.name, number)
+            here = self._here(arriving.name, number)
+            bundles.heal(self._core, arriving, items, progress)
+            return here
         files = bundles.store(self._core, arriving, items, progress)
         version = self._event(
             arriving.name, files, key=arriving.key, origin=arriving.origin, **arriving.facts
@@ -1492,7 +1534,7 @@ class Registry(RegistryView):
 
         Every byte is checked against the bundle's own record before anything is registered. Importing the
         same version again changes nothing and returns the one that is here; then only the record in the bundle
-        is read, and its files are not.
+        is read, and those of its files that are damaged or missing here: they are stored again.
 
         Raises:
             NotFound: there is no such file.
@@ -1530,6 +1572,32 @@ class Registry(RegistryView):
             return [] if view.frozen() is None else [ev.RegistryThawed(reason=seal.maybe(said))]
 
         self._commit("registry", decide)
+
+    def repair(self, source: Any, *, progress: bool | None = None) -> RepairReport:
+        """Store again what is damaged or missing here, taken from where it is still right; return what was done.
+
+        Looks at the bytes of all versions, datasets, datums, attachments, evaluations and runs, and at the documents
+        that list them, as `verify` does. Bytes are stored only if they are those of the digest. Can be
+        interrupted and repeated. Entries of the journal are not repaired: `verify` reports them.
+
+        Args:
+            source: another registry, open or by its URL or folder; a bundle; a cache, as ``hub.cache`` (that of this
+                handle) or by its folder; or any folder of files, which are found by their bytes.
+            progress: show a bar, or not; by default when a person is watching.
+
+        Raises:
+            InvalidURI, InvalidDocument: *source* is nothing that bytes can be taken from.
+            NotFound: there is nothing at *source*.
+            Conflict: *source* is this very registry.
+            NotAllowed: this registry is read-only or frozen.
+            StoreUnavailable: a store failed; call again.
+        """
+        from modelhub_sdk import repair
+
+        source = hidden_place(source)
+        return repair.repair(
+            self._core, source._core if isinstance(source, RegistryView) else source, progress=progress
+        )
 
     def rebuild_index(self) -> None:
         """Drop the index and fold it again from the journal. Never needed, always safe."""

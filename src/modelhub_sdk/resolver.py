@@ -102,7 +102,7 @@ def resolve(
     overwrite: bool,
 ) -> Resolved:
     """Bring the files of a version onto this disk. See `Registry.resolve`."""
-    uri = _uri_of(ref)
+    uri = uri_of(ref)
     if require not in (None, "", "approved"):
         raise InvalidDocument(f"require is 'approved' or nothing, not {shown(require)}.")
     if stale_ok is not None and not isinstance(stale_ok, timedelta):
@@ -161,12 +161,24 @@ def pinned(core: Core, uri: _URI, *, any_status: bool = False) -> Pinned:
     return found
 
 
+def files_at(core: Core, uri: _URI) -> tuple[Pinned, tuple[File, ...]]:
+    """Return what *uri* means now, by the rules of `resolve`, and the files that it names.
+
+    Raises:
+        NotFound, NotApproved, Purged: as for `resolve`.
+    """
+    found = pinned(core, uri)
+    files = _selected(found, None if isinstance(uri, DatumURI) else uri.path, None)
+    check_purged(found, files)
+    return found, files
+
+
 def record_use(core: Core, uri: _URI, found: Pinned) -> None:
     """Record that what *uri* meant is used."""
     _Use(core, uri, found).record()
 
 
-def _uri_of(ref: Any) -> _URI:
+def uri_of(ref: Any) -> _URI:
     """Return what is to be resolved: a version of a model or of a dataset, a datum, or a file of one."""
     if isinstance(ref, Datum):
         return DatumURI(ref.id)

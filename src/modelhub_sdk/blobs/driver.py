@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from modelhub_sdk.blobs.patience import patient
@@ -20,6 +20,7 @@ from modelhub_sdk.errors import (
     StoreUnavailable,
     shown,
 )
+from modelhub_sdk.hidden import HiddenOptions, bare, hidden, shielded
 
 T = TypeVar("T")
 
@@ -118,13 +119,14 @@ def patiently(work: Callable[[], T], doing: str, where: str) -> T:
     """
     try:
         return patient(work, _passing, doing, where)
-    except (FileNotFoundError, FileExistsError):
+    except (FileNotFoundError, FileExistsError) as exc:
+        bare(exc)  # the frames of a driver hold its keys
         raise
-    except Exception as exc:
-        raise foreign(exc, doing, where) from exc
+    except Exception as exc:  # noqa: BLE001 - it is raised as ours
+        raise foreign(exc, doing, where) from bare(exc)
 
 
-def open_filesystem(url: str, options: dict[str, Any]) -> tuple[Any, str]:
+def open_filesystem(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     """Return the fsspec file system of *url* and the path in it.
 
     Raises:
@@ -133,6 +135,12 @@ def open_filesystem(url: str, options: dict[str, Any]) -> tuple[Any, str]:
         InvalidName: the URL, its protocol or an option is unknown.
         StoreUnavailable, CredentialsRefused: the driver could not start.
     """
+    place, options = hidden(url), HiddenOptions(options)
+    del url
+    return shielded(lambda: _open_filesystem(place.reveal(), options), ModelHubError)
+
+
+def _open_filesystem(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     protocol = url.partition("://")[0]
     if "::" in url:
         raise InvalidName(f"{shown(without_secrets(url))} chains URLs (::).", hint="Pass one plain URL.")

@@ -67,7 +67,7 @@ class Reference:
 
     def size(self) -> int:
         """Return how many bytes are there now, as the store tells."""
-        state = url_state(self.url, dict(self.options), self.version)
+        state = url_state(self.url, self.options, self.version)
         return state.size or 0
 
     def fetch(self, size: int, fd: int | None, progress: Progress | None) -> tuple[str, int]:
@@ -94,7 +94,7 @@ class Reference:
         )
 
     def _driver(self) -> tuple[Any, str]:
-        return driver.open_filesystem(self.url, dict(self.options))
+        return driver.open_filesystem(self.url, self.options)
 
 
 class _Stream(io.RawIOBase):
@@ -119,7 +119,7 @@ def measured(one: Reference, progress: Progress | None) -> tuple[str, int, str |
         Conflict: it changed while it was read.
         NotFound, InvalidName, CredentialsRefused, StoreUnavailable: it cannot be read.
     """
-    state = None if one.is_web else url_state(one.url, dict(one.options))
+    state = None if one.is_web else url_state(one.url, one.options)
     reader = one.reader(0, checked=False) if state is None else Unchanged(state, one.url, one.options)
     try:
         digest, size = disk.copy(
@@ -169,7 +169,7 @@ def _below(one: Reference) -> list[str]:
     """Return the names of the objects below a URL that ends with a slash."""
     if one.is_web:
         raise InvalidDocument(f"{shown(one.url, 300)} names no file.", hint="Name the files one by one.")
-    fs, top = driver.open_filesystem(one.url, dict(one.options))
+    fs, top = driver.open_filesystem(one.url, one.options)
     top = top.rstrip("/") + "/"
     try:
         keys = driver.patiently(lambda: _listed(fs, top), "list", one.url)

@@ -16,7 +16,9 @@ from modelhub_sdk.blobs.disk import FdReader, Progress, Reader, translated, unav
 from modelhub_sdk.blobs.sources import Source
 from modelhub_sdk.errors import NotFound
 
-_WHOLE = 1 << 20  # up to this size a file is hashed in memory first: one already stored costs no write
+_WHOLE = (
+    1 << 20
+)  # up to this size a file is hashed in memory first: one already stored costs a read, and no write
 _FRESH = 300.0  # seconds after which a folder's entry has reached the disk by itself
 _TOUCH = 3600.0  # a blob used again is marked as fresh when its mark is older than this
 _MARK = 8192  # bytes of a mark that are read
@@ -38,8 +40,8 @@ class LocalBlobs:
 
     # ---- writing
 
-    def put(self, source: Source, progress: Progress | None) -> tuple[str, int]:
-        """Store the bytes of *source*; return digest and size."""
+    def put(self, source: Source, progress: Progress | None, *, anew: bool = False) -> tuple[str, int]:
+        """Store the bytes of *source*; return digest and size. Wrong stored bytes are replaced, *anew* or not."""
         reader = source.open()
         try:
             if source.size is not None and source.size <= _WHOLE:
@@ -56,7 +58,7 @@ class LocalBlobs:
         reader.finish()
         data = view[:got]
         digest = "sha256:" + hashlib.sha256(data).hexdigest()
-        if not self.keep(digest, got):
+        if not (self._holds(digest, data) and self.keep(digest, got)):
             with self._temporary() as (fd, temporary), translated("write to the artifact store", self.base):
                 disk.write_all(fd, data)
                 self._publish(fd, temporary, digest)
@@ -64,12 +66,25 @@ class LocalBlobs:
             progress(got)
         return digest, got
 
+    def _holds(self, digest: str, data: memoryview) -> bool:
+        """Return whether the stored bytes are *data*. A stored file that cannot be read is one to replace."""
+        try:
+            fd, info = disk.open_regular(self.path(digest))
+        except OSError:
+            return False
+        try:
+            with os.fdopen(fd, "rb", buffering=0) as file:
+                return info.st_size == len(data) and file.read(len(data) + 1) == bytes(data)
+        except OSError:  # a bad sector
+            return False
+
     def _put_large(self, reader: Reader, size: int | None, progress: Progress | None) -> tuple[str, int]:
+        # The copy is on the disk before its digest is known. Renaming it over a stored file is cheaper than
+        # reading that file to see whether it is still right, and heals it where it is not.
         with self._temporary() as (fd, temporary):
             digest, got = disk.copy(reader, fd, size=size, progress=progress, where=self.base, flush=True)
-            if not self.keep(digest, got):
-                with translated("write to the artifact store", self.base):
-                    self._publish(fd, temporary, digest)
+            with translated("write to the artifact store", self.base):
+                self._publish(fd, temporary, digest)
         return digest, got
 
     @contextlib.contextmanager
@@ -93,11 +108,23 @@ class LocalBlobs:
         os.fsync(fd)
         final = self.path(digest)
         disk.make_dirs(os.path.dirname(final))
-        os.replace(temporary, final)
+        try:
+            os.replace(temporary, final)
+        except (IsADirectoryError, PermissionError):  # PermissionError: what Windows says of a folder
+            if not os.path.isdir(final) or os.path.islink(final):
+                raise
+            self._clear(final)
+            os.replace(temporary, final)
         disk.fsync_dir(os.path.dirname(final))
 
+    def _clear(self, folder: str) -> None:
+        """Move a folder out of the way that lies where a blob should be, and remove it."""
+        aside = os.path.join(self.base, "tmp", disk.temporary())
+        os.rename(folder, aside)
+        disk.remove_tree(aside)
+
     def keep(self, digest: str, size: int) -> bool:
-        """Return whether the blob is there for good: whole, durable, and marked as used just now."""
+        """Return whether the blob is durable, of the right size, and marked as used just now; bytes are not read."""
         path = self.path(digest)
         try:
             info = os.lstat(path)
@@ -123,6 +150,23 @@ class LocalBlobs:
         except OSError as exc:
             raise unavailable(exc, "look into the artifact store", self.base) from exc
         return info.st_size if stat.S_ISREG(info.st_mode) else None
+
+    def is_sound(self, digest: str, size: int) -> bool:
+        """Return whether the bytes are there, and right; they are read."""
+        if self.size(digest) != size:
+            return False
+        try:
+            return self.fetch(digest, size, None, None) == (digest, size)
+        except NotFound:
+            return False
+
+    def changed_at(self, digest: str) -> float | None:
+        """Return when the file, or what is known of it, was last changed; None when there is none."""
+        try:
+            info = os.lstat(self.path(digest))
+        except OSError:
+            return None
+        return max(info.st_mtime, info.st_ctime)
 
     def _open(self, digest: str) -> tuple[int, os.stat_result]:
         path = self.path(digest)

@@ -59,8 +59,8 @@ def upload(
     target["UploadId"] = upload_id
     under_way: list[tuple[int, Future[Any], int]] = []
     parts: dict[int, str] = {}
-    part_size = max(_PART, -(-size // _PARTS))
-    room = 2 * part_size  # the driver, and the allocator, keep some of it once more
+    length = part_size(size)
+    room = 2 * length  # the driver, and the allocator, keep some of it once more
     hasher = hashlib.sha256()
     useful, first = large, ""
 
@@ -82,7 +82,7 @@ def upload(
             while len(under_way) >= _AHEAD or not SENDING.take(room, wait=not under_way):
                 landed()  # our own parts make room, before we wait for others
             try:
-                data = _filled(reader, part_size)
+                data = _filled(reader, length)
             except BaseException:
                 SENDING.give(room)
                 raise
@@ -141,6 +141,11 @@ def upload(
         if isinstance(exc, FileNotFoundError):  # somebody finished it, or threw it away: look, and begin anew
             raise ConnectionError("the upload is gone") from exc
         raise
+
+
+def part_size(size: int) -> int:
+    """Return in parts of how many bytes an object of *size* bytes is sent."""
+    return max(_PART, -(-size // _PARTS))
 
 
 def _key(target: dict[str, str]) -> dict[str, str]:
@@ -221,4 +226,4 @@ def sweep(fs: Any, prefix: str, older_than: float | None) -> int:
     return count
 
 
-__all__ = ["sweep", "upload"]
+__all__ = ["part_size", "sweep", "upload"]

@@ -11,6 +11,7 @@ from modelhub_sdk.blobs.disk import Reader
 from modelhub_sdk.blobs.driver import open_filesystem, patiently, without_secrets
 from modelhub_sdk.blobs.readers import OwnReader, Ranges
 from modelhub_sdk.errors import Conflict, InvalidName, NotFound, shown
+from modelhub_sdk.hidden import HiddenOptions
 
 
 @frozen
@@ -39,7 +40,7 @@ def _tag(info: Mapping[str, Any]) -> str | None:
     return None
 
 
-def url_state(url: str, options: dict[str, Any], version: str | None = None) -> UrlState:
+def url_state(url: str, options: Mapping[str, Any], version: str | None = None) -> UrlState:
     """Return what is behind *url* just now, or was in a *version* that its store keeps.
 
     Raises:
@@ -47,8 +48,10 @@ def url_state(url: str, options: dict[str, Any], version: str | None = None) -> 
         InvalidName, MissingExtra, StoreUnavailable, CredentialsRefused: it cannot be opened.
     """
     where = without_secrets(url)
-    # Only a driver that was told to know of versions tells of a certain one.
-    fs, path = open_filesystem(url, options if version is None else {**options, "version_aware": True})
+    options = HiddenOptions(options)
+    if version is not None:  # only a driver that was told to know of versions tells of a certain one
+        options = HiddenOptions({**options, "version_aware": True})
+    fs, path = open_filesystem(url, options)
     if "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol):
         raise InvalidName(f"{shown(where)} is a local file.", hint="Pass its path without file://.")
 
@@ -102,7 +105,7 @@ class Unchanged:
     """A `Reader` of what is behind *url*, from byte *start* on, that looks at its end whether that is *state* still."""
 
     def __init__(self, state: UrlState, url: str, options: Mapping[str, Any], start: int = 0) -> None:
-        self._state, self._url, self._options = state, url, dict(options)
+        self._state, self._url, self._options = state, url, HiddenOptions(options)
         self._reader = state.open(start)
         self.readinto, self.close = self._reader.readinto, self._reader.close
 

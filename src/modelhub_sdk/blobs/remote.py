@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import io
 import logging
 import os
 import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 from weakref import WeakValueDictionary
 
@@ -31,11 +32,12 @@ from modelhub_sdk.blobs.driver import (
     without_secrets,
 )
 from modelhub_sdk.blobs.patience import time_for
-from modelhub_sdk.blobs.readers import Ranges, piece, ranged
+from modelhub_sdk.blobs.readers import Ranges, StreamReader, piece, ranged
 from modelhub_sdk.blobs.room import SENDING
 from modelhub_sdk.blobs.sources import Source
 from modelhub_sdk.errors import (
     Conflict,
+    DigestMismatch,
     ModelHubError,
     NotFound,
     shown,
@@ -62,12 +64,13 @@ _ATOMIC = _CREATE_ONLY | {
 }  # whole or not at all
 
 _KEY = re.compile(r"([0-9a-f]{2})/([0-9a-f]{62})")
+_MD5_TAG = re.compile(r"[0-9a-f]{32}(-[0-9]{1,5})?")
 
 
 class RemoteBlobs:
     """Blobs as objects ``<url>/<registry id>/sha256/ab/<62 hex>``."""
 
-    def __init__(self, url: str, registry_id: str, options: dict[str, Any]) -> None:
+    def __init__(self, url: str, registry_id: str, options: Mapping[str, Any]) -> None:
         self._url = url
         self._shown = without_secrets(url)
         self._registry = registry_id
@@ -97,23 +100,31 @@ class RemoteBlobs:
 
     # ---- writing
 
-    def put(self, source: Source, progress: Progress | None) -> tuple[str, int]:
-        """Store the bytes of *source*; return digest and size."""
+    def put(self, source: Source, progress: Progress | None, *, anew: bool = False) -> tuple[str, int]:
+        """Store the bytes of *source*; return digest and size. With *anew* whatever is stored already."""
         if source.size is not None and self._at_once(source.size):
             SENDING.take(2 * source.size)
             try:
-                return self._put_whole(source, source.size, progress)
+                return self._put_whole(source, source.size, progress, anew)
             finally:
                 SENDING.give(2 * source.size)
         if not source.repeatable:
-            return self._put_stream(source, progress)
+            return self._put_stream(source, progress, anew)
         digest, size = _hash(source)
         with self._turn(digest):
-            if self.size(digest) != size:
-                self._upload(source, digest, size, progress)
-            elif progress is not None:
-                progress(size)
+            self._put_hashed(source, digest, size, progress, anew)
         return digest, size
+
+    def _put_hashed(
+        self, source: Source, digest: str, size: int, progress: Progress | None, anew: bool
+    ) -> None:
+        """Store the bytes of *source*, which are those of *digest*, unless a sound object holds them already."""
+        info = self._info(digest)
+        if info is not None and not anew and self._is_sound(info, digest, size, source.open):
+            if progress is not None:
+                progress(size)
+        else:
+            self._upload(source, digest, size, progress, replace=info is not None)
 
     def _turn(self, digest: str) -> Any:
         """Return the lock under which a blob is written: of equal files one thread uploads, and the others find it."""
@@ -122,12 +133,16 @@ class RemoteBlobs:
                 (os.getpid(), digest), threading.Lock()
             )  # a fork inherits no holder
 
-    def _put_whole(self, source: Source, size: int, progress: Progress | None) -> tuple[str, int]:
+    def _put_whole(self, source: Source, size: int, progress: Progress | None, anew: bool) -> tuple[str, int]:
         data = _read_all(source, size)
         digest = "sha256:" + hashlib.sha256(data).hexdigest()
         with self._turn(digest):
-            if self.size(digest) != len(data):
-                self._write(digest, len(data), lambda fs, key, create: _pipe(fs, key, data, create))
+            info = self._info(digest)
+            if info is None or anew or not self._is_sound(info, digest, len(data), lambda: _reader(data)):
+                replace = info is not None
+                self._write(
+                    digest, len(data), lambda fs, key, create: _pipe(fs, key, data, create), replace=replace
+                )
         if progress is not None:
             progress(len(data))
         return digest, len(data)
@@ -135,7 +150,7 @@ class RemoteBlobs:
     def _at_once(self, size: int) -> bool:
         return size <= _WHOLE or self._protocol == "memory"  # whose open files are visible while they grow
 
-    def _put_stream(self, source: Source, progress: Progress | None) -> tuple[str, int]:
+    def _put_stream(self, source: Source, progress: Progress | None, anew: bool) -> tuple[str, int]:
         # A file object can be read once, and its digest, hence its key, is known only then.
         with (
             disk.translated("write a temporary file in", tempfile.gettempdir()),
@@ -153,13 +168,68 @@ class RemoteBlobs:
                 return FdReader(os.dup(fd), source.origin)
 
             with self._turn(digest):
-                if self.size(digest) != size:
-                    self._upload(Source(source.path, source.origin, size, again), digest, size, progress)
-                elif progress is not None:
-                    progress(size)
+                copy = Source(source.path, source.origin, size, again)
+                self._put_hashed(copy, digest, size, progress, anew)
         return digest, size
 
-    def _upload(self, source: Source, digest: str, size: int, progress: Progress | None) -> None:
+    def keep(self, digest: str, size: int) -> bool:
+        """Return whether the object is there, of the right size."""
+        return self.size(digest) == size
+
+    def is_sound(self, digest: str, size: int) -> bool:
+        """Return whether the object is there, and right as far as one request can tell."""
+        if self.size(digest) != size:
+            return False
+        return not self._at_once(size) or self._stored_digest(digest, size) == digest
+
+    def changed_at(self, digest: str) -> float | None:
+        """Return None: an object is written whole, and its store looks after it."""
+        return None
+
+    def _is_sound(
+        self, info: Mapping[str, Any], digest: str, size: int, opener: Callable[[], Reader]
+    ) -> bool:
+        """Return whether a stored object holds the bytes of *digest*, which *opener* gives a reader of.
+
+        Its size and its ETag tell that without a transfer where the ETag is made of MD5 digests, as S3 makes it.
+        Where it is another kind of ETag, objects that go by one request are read back, and larger ones are
+        believed: `verify` and `repair` read them.
+        """
+        if info.get("type") == "directory" or int(info["size"]) != size:
+            return False
+        tag = str(info.get("ETag") or "").strip('"')
+        telling = self._protocol in _CREATE_ONLY and _MD5_TAG.fullmatch(tag) is not None
+        expected = ""
+        if telling:
+            expected = _expected_tag(opener, size, multipart.part_size(size) if "-" in tag else None)
+            if tag == expected:
+                return True
+        if self._at_once(size):
+            return self._stored_digest(digest, size) == digest
+        same_parts = tag.partition("-")[2] == expected.partition("-")[2]
+        return not telling or not same_parts or self._encrypted(digest)
+
+    def _stored_digest(self, digest: str, size: int) -> str:
+        """Return the digest of what is stored, "" when it is gone or cut short."""
+        try:
+            return self.fetch(digest, size, None, None)[0]
+        except (NotFound, DigestMismatch):
+            return ""
+
+    def _encrypted(self, digest: str) -> bool:
+        """Return whether an object of S3 is encrypted by a key of its own, so that its ETag is no MD5 digest."""
+        fs, key = self._key(digest)
+        bucket, name, _ = fs.split_path(key)
+        try:
+            head = fs.call_s3("head_object", Bucket=bucket, Key=name, timeout=60)
+        except Exception as exc:  # noqa: BLE001  # whoever may not look believes the size
+            log.debug("cannot look at %s: %s", digest, type(exc).__name__)
+            return True
+        return head.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in head
+
+    def _upload(
+        self, source: Source, digest: str, size: int, progress: Progress | None, *, replace: bool = False
+    ) -> None:
         def write(fs: Any, key: str, create: bool) -> None:
             if self._at_once(size):
                 data = _read_all(source, size)
@@ -183,14 +253,17 @@ class RemoteBlobs:
             else:
                 _stream(fs, key, source, digest, create, progress)
 
-        self._write(digest, size, write)
+        self._write(digest, size, write, replace=replace)
         if progress is not None and self._at_once(size):
             progress(size)
 
-    def _write(self, digest: str, size: int, write: Callable[[Any, str, bool], None]) -> None:
+    def _write(
+        self, digest: str, size: int, write: Callable[[Any, str, bool], None], *, replace: bool = False
+    ) -> None:
+        """Write an object; with *replace* over a wrong one. A reader sees the old or the new one, never none."""
         fs, key = self._key(digest)
         create = self._protocol in _CREATE_ONLY
-        replace = False
+        wrong = replace  # the object that is there: its size says nothing then
 
         def attempt() -> None:
             nonlocal create, replace
@@ -213,7 +286,7 @@ class RemoteBlobs:
                 # An answer may be lost after the write, and somebody else may have been first: the key
                 # is the digest, so an object of that size under it is what we wanted.
                 found = self.size(digest)
-                if found == size:
+                if found == size and not wrong:
                     return
                 if found is not None and create and not replace:
                     replace = True  # a wrong object is in the way of a create-only write
@@ -232,12 +305,17 @@ class RemoteBlobs:
 
     def size(self, digest: str) -> int | None:
         """Return the size of the object in bytes, None if there is none; never from a cached listing."""
+        info = self._info(digest)
+        return None if info is None or info.get("type") == "directory" else int(info["size"])
+
+    def _info(self, digest: str) -> Mapping[str, Any] | None:
+        """Return what the driver tells of the object, None if there is none; never from a cached listing."""
         fs, key = self._key(digest)
 
-        def look() -> int | None:
+        def look() -> Mapping[str, Any]:
             fs.invalidate_cache(key.rpartition("/")[0])
-            info = fs.info(key)
-            return None if info.get("type") == "directory" else int(info["size"])
+            info: Mapping[str, Any] = fs.info(key)
+            return info
 
         try:
             return patiently(look, "look into", self._shown)
@@ -409,6 +487,34 @@ def _read_all(source: Source, size: int) -> bytes:
     finally:
         reader.close()
     return bytes(view[:got])
+
+
+def _reader(data: bytes) -> Reader:
+    return StreamReader(io.BytesIO(data), "memory")
+
+
+def _expected_tag(opener: Callable[[], Reader], size: int, part: int | None) -> str:
+    """Return the ETag that S3 gives these bytes, sent by one request or in parts of *part* bytes."""
+    whole = hashlib.md5(usedforsecurity=False)
+    count = 0
+    reader = opener()
+    try:
+        view = memoryview(bytearray(max(1, min(disk.CHUNK, size))))
+        current, left = hashlib.md5(usedforsecurity=False), size if part is None else part
+        while got := reader.readinto(view[: max(1, min(len(view), left))]):
+            current.update(view[:got])
+            left -= got
+            if part is not None and left == 0:
+                whole.update(current.digest())
+                count, current, left = count + 1, hashlib.md5(usedforsecurity=False), part
+        if part is None:
+            return current.hexdigest()
+        if left < part:
+            whole.update(current.digest())
+            count += 1
+    finally:
+        reader.close()
+    return f"{whole.hexdigest()}-{count}"
 
 
 def _hash(source: Source) -> tuple[str, int]:

@@ -26,14 +26,21 @@ from modelhub_sdk.errors import (
     Conflict,
     InvalidDocument,
     InvalidName,
+    InvalidURI,
     ModelHubError,
     NotAllowed,
     NotFound,
     shown,
 )
+from modelhub_sdk.hidden import hidden, revealed, shielded
 
 MAX_FILES = 1_000_000
 """A folder with more files is refused: it is a mistake, or a maze of links."""
+
+Own = Callable[[str, "str | None", bool], Sequence["Source"]]
+"""Returns the files that a URI of the registry itself names; see `own_sources`."""
+
+_OWN = ("model://", "dataset://", "datum://")
 
 Refused = Callable[[str, ModelHubError], object]
 
@@ -53,6 +60,8 @@ class Source:
     """Whether it can be opened twice (a file can, a file object may not)."""
     held: bool = False
     """Whether its bytes are in memory."""
+    stored: str | None = None
+    """The digest under which the store that it goes to has its bytes already."""
 
     def open(self) -> Reader:
         """Return a reader of the bytes.
@@ -92,6 +101,7 @@ def collect(
     inside: str | os.PathLike[str] | None = None,
     refused: Refused | None = None,
     storage_options: Mapping[str, Any] | Callable[[str], Mapping[str, Any]] | None = None,
+    own: Own | None = None,
 ) -> Sources:
     """Return the sources that *files* names, checked and ordered by path.
 
@@ -104,6 +114,7 @@ def collect(
     artifacts). With *inside* a link that leads out of that folder is refused. *refused* is
     called with the path and the error of each file that cannot be taken, and the others go on;
     without it the first one is raised. *storage_options* are for the drivers of URLs, or return those of a URL.
+    *own* returns the sources of ``model://``, ``dataset://`` and ``datum://`` URIs; without it those are refused.
 
     Raises:
         NotFound: a file does not exist, or a link leads nowhere.
@@ -111,14 +122,20 @@ def collect(
         InvalidDocument: not a regular file (FIFO, device, socket), a loop of links, too many files.
         InvalidName: a path that cannot stand in a version, or an argument of another type.
     """
+    files = hidden(files)
+
+    def take() -> None:
+        collector.take(revealed(files))
+
     collector = _Collector(
         ignore=(ignore,) if isinstance(ignore, str) else tuple(ignore),
         forbidden=_Forbidden(forbidden),
         inside=None if inside is None else os.path.realpath(os.fsencode(inside)),
         refused=refused,
         options_of=storage_options if callable(storage_options) else lambda _: storage_options or {},
+        own=own,
     )
-    collector.take(files)
+    shielded(take, ModelHubError)  # a URL among the files may hold a password
     found = sorted(collector.found, key=lambda source: source.path)
     check_paths([source.path for source in found])
     return Sources(tuple(found))
@@ -158,6 +175,7 @@ class _Collector:
         inside: bytes | None,
         refused: Refused | None,
         options_of: Callable[[str], Mapping[str, Any]],
+        own: Own | None,
     ) -> None:
         self.found: list[Source] = []
         self._ignore = ignore
@@ -165,6 +183,7 @@ class _Collector:
         self._inside = inside
         self._refused = refused
         self._options_of = options_of
+        self._own = own
 
     # ---- what was given
 
@@ -218,7 +237,7 @@ class _Collector:
                 f"{shown(given)} is not a path of a file.", hint="Pass the path of a file or a folder."
             )
         if "://" in given:
-            return self._url(given, name)
+            return self._url(given, name, in_list=prefix is not None)
         start = os.fsencode(os.path.abspath(given))
         try:
             real, info = self._resolve(start, given)
@@ -303,19 +322,25 @@ class _Collector:
         identity = (info.st_dev, info.st_ino)
         self._keep(Source(name, unraw(real), info.st_size, lambda: _FileReader(real, identity, name)))
 
-    def _url(self, url: str, name: str | None) -> None:
+    def _url(self, url: str, name: str | None, *, in_list: bool) -> None:
         from modelhub_sdk.blobs.driver import without_secrets
         from modelhub_sdk.blobs.objects import url_state
         from modelhub_sdk.blobs.web import web_source
 
         scheme, mark, rest = url.partition("://")
         url = scheme.lower() + mark + rest
+        if url.startswith(_OWN):
+            if self._own is None:
+                raise InvalidURI(f"{shown(url, 300)} cannot be used here.", hint="Pass a path, or bytes.")
+            for source in self._own(url, name, in_list):
+                self._keep(source)
+            return
         path = check_path(name_in(url) if name is None else name)
         where = without_secrets(url)
         if url.startswith(("http://", "https://")):
             self._keep(Source(path, where, None, web_source(url), repeatable=False))
             return
-        state = url_state(url, dict(self._options_of(url)))
+        state = url_state(url, self._options_of(url))
         self._keep(Source(path, where, state.size, lambda: state.open(0)))
 
     def _keep(self, source: Source) -> None:

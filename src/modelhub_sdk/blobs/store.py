@@ -2,7 +2,8 @@
 
 A blob lies at ``<url>/<registry id>/sha256/ab/<62 hex>``. The registry's id is part of the path,
 so two registries may share a bucket and never touch each other's blobs. Blobs are never changed:
-writing one that exists does nothing, and every read that hands out bytes checks them.
+writing one that exists and is right does nothing, one that is damaged is replaced, and every read that hands out
+bytes checks them.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from modelhub_sdk.errors import (
     shown,
 )
 from modelhub_sdk.formats.manifest import is_digest
+from modelhub_sdk.hidden import HiddenOptions
 
 if TYPE_CHECKING:
     from modelhub_sdk.blobs.elsewhere import Reference
@@ -46,8 +48,11 @@ _HELD = 64 << 20  # bytes of those that are in memory
 
 
 class _Blobs(Protocol):
-    def put(self, source: Source, progress: Progress | None) -> tuple[str, int]: ...
+    def put(self, source: Source, progress: Progress | None, *, anew: bool = False) -> tuple[str, int]: ...
     def size(self, digest: str) -> int | None: ...
+    def keep(self, digest: str, size: int) -> bool: ...
+    def is_sound(self, digest: str, size: int) -> bool: ...
+    def changed_at(self, digest: str) -> float | None: ...
     def open(self, digest: str) -> BinaryIO: ...
     def read_range(self, digest: str, start: int, end: int) -> bytes: ...
     def fetch(self, digest: str, size: int, fd: int | None, progress: Progress | None) -> tuple[str, int]: ...
@@ -120,7 +125,7 @@ class BlobStore:
 
             self.url = without_secrets(given)
             self.place = external.plain(given).rstrip("/")
-            self._blobs = RemoteBlobs(given.rstrip("/"), registry_id, dict(storage_options or {}))
+            self._blobs = RemoteBlobs(given.rstrip("/"), registry_id, HiddenOptions(storage_options))
 
     def __repr__(self) -> str:
         return f"<BlobStore {shown(self.url)}>"
@@ -137,9 +142,31 @@ class BlobStore:
             NotAllowed: the store is read-only.
         """
         self._writing()
+        if source.stored is not None and self._blobs.size(source.stored) is not None:
+            return self._put_stored(source, source.stored, progress)
         digest, size = self._blobs.put(source, progress)
+        if source.stored not in (None, digest):
+            raise disk.mismatch(str(source.stored), digest, source.origin, size=source.size, got=size)
         if source.repeatable:
             self._remember(digest, source)
+        return File(source.path, size, digest)
+
+    def _put_stored(self, source: Source, digest: str, progress: Progress | None) -> File:
+        """Return bytes that are stored here already as a file of another path; nothing is written.
+
+        Raises:
+            DigestMismatch: they are damaged.
+        """
+        size = source.size or 0
+        self._blobs.keep(digest, size)  # marks it as used
+        if not self._blobs.is_sound(digest, size):
+            raise DigestMismatch(
+                f"The stored bytes of {shown(source.origin, 300)} are damaged.",
+                hint="reg.verify() says more, and reg.repair(source) stores them again.",
+                expected=digest,
+            )
+        if progress is not None:
+            progress(size)
         return File(source.path, size, digest)
 
     def put_all(self, items: Sequence[Source], *, progress: Progress | None = None) -> tuple[File, ...]:
@@ -172,6 +199,19 @@ class BlobStore:
         for (file, source), got in zip(items, stored, strict=True):
             if (got.digest, got.size) != (file.digest, file.size):
                 raise disk.mismatch(file.digest, got.digest, source.origin, size=file.size, got=got.size)
+
+    def replace(self, digest: str, source: Source) -> None:
+        """Store the bytes of *source*, which are those of *digest*, whatever is stored under it now.
+
+        Raises as `put` does, and:
+
+        Raises:
+            DigestMismatch: they are others.
+        """
+        self._writing()
+        got, size = self._blobs.put(source, None, anew=True)
+        if got != _checked(digest):
+            raise disk.mismatch(digest, got, source.origin, size=source.size, got=size)
 
     def put_bytes(self, data: bytes) -> str:
         """Store *data* and return its digest; raises as `put` does."""
@@ -267,6 +307,21 @@ class BlobStore:
         """
         found = self._blobs.size(_checked(digest))
         return found is not None and size in (None, found)
+
+    def is_sound(self, digest: str, size: int) -> bool:
+        """Return whether the bytes are there and right, as far as that can be told without a long transfer.
+
+        On a disk they are hashed. In an object store so are those that one request brings; of larger ones the size
+        is compared. `verify` reads all.
+
+        Raises:
+            StoreUnavailable: the store did not answer.
+        """
+        return self._blobs.is_sound(_checked(digest), size)
+
+    def changed_at(self, digest: str) -> float | None:
+        """Return when a stored file was last touched, in seconds since 1970; None where the store cannot tell."""
+        return self._blobs.changed_at(_checked(digest))
 
     def read(self, digest: str, *, elsewhere: bool = True, at_most: int | None = None) -> bytes:
         """Return the whole blob, checked. For small documents: it is held in memory.

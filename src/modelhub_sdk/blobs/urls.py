@@ -113,7 +113,7 @@ def from_store(
 
 def _from_store(cache: Cache, url: str, options: Mapping[str, Any], told: str, key: str) -> Found:
     note = _Note(cache, key)
-    state = url_state(url, dict(options))
+    state = url_state(url, options)
     if (found := note.found(state.tag)) is not None:
         return found
 

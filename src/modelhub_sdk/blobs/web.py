@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import ipaddress
 import re
 import socket
 import ssl
@@ -14,7 +13,7 @@ import urllib.request
 from collections.abc import Callable
 from typing import IO, Any, TypeVar
 
-from modelhub_sdk.blobs import disk
+from modelhub_sdk.blobs import addresses, disk
 from modelhub_sdk.blobs.disk import Reader
 from modelhub_sdk.blobs.patience import patient, time_for
 from modelhub_sdk.domain.external import plain
@@ -28,12 +27,12 @@ from modelhub_sdk.errors import (
     StoreUnavailable,
     shown,
 )
+from modelhub_sdk.hidden import bare, hidden, shielded
 
 T = TypeVar("T")
 
 _TIMEOUT = 60.0  # seconds without any byte
 _STRAY = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "fd20:ce::254")))  # AWS, Google
 _STRONG = re.compile(r'"[\x21\x23-\x7e]{1,500}"')  # RFC 9110, 8.8.3, without the weak ones
 
 
@@ -66,7 +65,12 @@ def asked_for(url: str) -> str:
     Raises:
         InvalidURI: nothing can be asked there, or a user or a password stands in it. No secret is repeated.
     """
+    place = hidden(url)
+    del url
+    return shielded(lambda: _asked_for(place.reveal()), ModelHubError)
 
+
+def _asked_for(url: str) -> str:
     def bad(why: str, hint: str) -> InvalidURI:
         return InvalidURI(f"{shown(plain(url), 300)} cannot be fetched: {why}.", hint=hint)
 
@@ -105,22 +109,16 @@ def _check(url: str, *, secure: bool = False) -> None:
             f"The server redirects to {shown(parts.scheme + ':')}, which is not followed.",
             hint="Download the file yourself and register its path.",
         )
-    try:
-        found = socket.getaddrinfo(parts.hostname or "", parts.port or 0, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError, ValueError):
-        return  # the request itself will say so
-    if any(_is_own(str(at[4][0])) for at in found):
-        raise NotAllowed(
-            f"{shown(parts.hostname)} is a link-local address, or one of a cloud's service for the machine itself:"
-            " nothing is ever fetched from there."
-        )
+    host = parts.hostname or ""
+    addresses.check_host(host)
+    if _has_proxy(parts.scheme, host):
+        # The proxy looks the name up itself. What it means here is the best that can be known of it.
+        addresses.check_resolved(host, parts.port)
 
 
-def _is_own(address: str) -> bool:
-    """Return whether an address is one that tells secrets of the machine which asks, in either spelling."""
-    found = ipaddress.ip_address(address.partition("%")[0])
-    found = getattr(found, "ipv4_mapped", None) or found
-    return found.is_link_local or found in _METADATA
+def _has_proxy(scheme: str, host: str) -> bool:
+    """Return whether the environment says that a proxy stands between us and *host*."""
+    return scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host)
 
 
 def web_source(url: str) -> Callable[[], Reader]:
@@ -133,8 +131,8 @@ def web_source(url: str) -> Callable[[], Reader]:
         NotAllowed: it is, or redirects to, a place that is not fetched from.
         NotFound, CredentialsRefused, StoreUnavailable: the server's answer.
     """
-    good = asked_for(url)
-    return lambda: WebReader(good)
+    good = hidden(asked_for(url))
+    return lambda: WebReader(good.reveal())
 
 
 def ask(url: str, tag: str | None) -> WebReader | None:
@@ -171,7 +169,8 @@ class WebReader:
     ) -> None:
         self._url, self._checked = asked_for(url), checked
         self._shown = plain(url)
-        self._opener = urllib.request.build_opener(_Redirects(allowed))
+        del url  # from here on no frame holds it
+        self._opener = urllib.request.build_opener(_Redirects(allowed), addresses.Http, addresses.Https)
         self._at = start
         self.size: int | None = None
         self.tag = tag
@@ -188,10 +187,11 @@ class WebReader:
     def _patiently(self, work: Callable[[], T]) -> T:
         try:
             return patient(work, lambda exc: _passing(exc, not self._first), "read from", self._shown)
-        except ModelHubError:
-            raise
-        except (OSError, http.client.HTTPException, ValueError) as exc:
-            raise self._error(exc) from None  # its text may quote the URL
+        except ModelHubError as error:
+            problem: Exception = bare(error)  # those frames hold the whole URL
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            problem = bare(self._error(error))
+        raise problem  # out here: the text of the other error may quote the URL
 
     def _open(self, unless: str | None = None) -> None:
         """Ask for what is missing, and see that it is of the same file."""
@@ -256,6 +256,9 @@ class WebReader:
         return data
 
     def _error(self, exc: Exception) -> Exception:
+        reason = getattr(exc, "reason", None)
+        if isinstance(reason, ModelHubError):  # an address that is refused; urllib takes it for its own
+            return reason
         code = getattr(exc, "code", None)
         if isinstance(exc, urllib.error.HTTPError):
             exc.close()
@@ -272,8 +275,8 @@ class WebReader:
             )
         if isinstance(exc, _Wrong):
             return StoreUnavailable(str(exc), hint="Try again.")
-        reason = f"HTTP {code}" if code else "it is too slow" if _is_slow(exc) else type(exc).__name__
-        return StoreUnavailable(f"Cannot read from {shown(self._shown)}: {reason}.", hint="Try again.")
+        why = f"HTTP {code}" if code else "it is too slow" if _is_slow(exc) else type(exc).__name__
+        return StoreUnavailable(f"Cannot read from {shown(self._shown)}: {why}.", hint="Try again.")
 
     # ---- as a reader
 

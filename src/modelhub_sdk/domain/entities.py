@@ -564,6 +564,48 @@ class Stats(Shown):
 
 
 @frozen
+class RepairItem:
+    """Stored bytes that were damaged or missing.
+
+    Attributes:
+        digest: which bytes.
+        size: how many; None where nothing says so.
+        needed_by: versions, datums and runs that need them, at most twenty.
+        problem: what was wrong, in one sentence.
+    """
+
+    digest: str
+    size: int | None
+    needed_by: tuple[str, ...]
+    problem: str = ""
+
+
+@frozen
+class RepairReport(Shown):
+    """What `Registry.repair` did. It is true when nothing damaged or missing is left.
+
+    Attributes:
+        source: where right bytes were looked for.
+        checked: how many stored files were read.
+        repaired: what was damaged or missing, and is stored again.
+        not_found: what is damaged or missing still, because *source* does not have it either.
+    """
+
+    source: str
+    checked: int
+    repaired: tuple[RepairItem, ...] = ()
+    not_found: tuple[RepairItem, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing damaged or missing is left."""
+        return not self.not_found
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+
+@frozen
 class CopyReport(Shown):
     """What `Registry.copy_to` did.
 

@@ -421,7 +421,8 @@ class DatasetCreated(_OfDataset):
 class DatasetVersionCreated(_OfDataset):
     """A version of a dataset: a name, and files that never change.
 
-    `base` is the URI of the version that it started from. The rest is as in `VersionRegistered`.
+    `base` is the URI of the version that it started from, `inputs` what its files were copied from in this
+    registry. The rest is as in `VersionRegistered`.
     """
 
     kind: ClassVar[str] = "dataset_version.created"
@@ -437,6 +438,7 @@ class DatasetVersionCreated(_OfDataset):
     run_id: str | None = None
     content: Sealed | None = None
     key: str | None = None
+    inputs: tuple[str, ...] = ()
 
 
 @frozen

@@ -344,6 +344,9 @@ def _(event: ev.DatasetVersionCreated, batch: Batch) -> None:
         _edge(batch, event.base, uri, "based on")
     if event.run_id is not None:
         _edge(batch, "run:" + event.run_id, uri)
+    else:
+        for source in event.inputs:
+            _edge(batch, source, uri)
     if event.key is not None:
         batch.insert("key", subject, event.key, batch.seq, number, event.content or "")
 

@@ -640,6 +640,17 @@ class View:
         )
         return [(row[0], row[1], row[2]) for row in rows]
 
+    def stored_files(self) -> list[tuple[str, int, str, int]]:
+        """Return (model or dataset, number, digest, size) of every file that was not given up and stands in the index."""
+        rows = self.sql.all(
+            "SELECT DISTINCT f.model, f.number, f.digest, f.size FROM @file f WHERE NOT EXISTS (SELECT 1 FROM @fact p"
+            " WHERE p.model = f.model AND p.number = f.number"
+            " AND (p.name = 'purged' OR p.name = 'purged:' || f.path) AND p.until = ?)"
+            " ORDER BY f.model, f.number, f.digest",
+            FOREVER,
+        )
+        return [(row[0], row[1], row[2], row[3]) for row in rows]
+
     def counts(self) -> dict[str, int]:
         """Return how many models, versions, datasets and runs there are."""
         tables = {"models": "@model", "versions": "@version", "datasets": "@dataset"}

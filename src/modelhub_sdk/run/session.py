@@ -41,8 +41,10 @@ from modelhub_sdk.errors import (
     shown,
 )
 from modelhub_sdk.formats import codec, manifest
+from modelhub_sdk.hidden import hidden, shielded
 from modelhub_sdk.index import data, runs
 from modelhub_sdk.index.queries import View
+from modelhub_sdk.own_sources import OwnSources
 from modelhub_sdk.ports import Note
 from modelhub_sdk.run import code, environment, masking, metrics
 from modelhub_sdk.run import inputs as laying
@@ -192,9 +194,10 @@ class Run:
                     hint=f"It has {', '.join(self._paths) or 'none'}.",
                 )
             return self._paths[good]
+        uri = hidden(uri)
         before = set(self._inputs)
         try:
-            path = self._brought(good, uri)
+            path = shielded(lambda: self._brought(good, uri.reveal()), ModelHubError)
         except ModelHubError as error:
             laying.named(error, good)
             raise
@@ -226,6 +229,7 @@ class Run:
         Raises:
             What `Registry.register` raises.
         """
+        files = hidden(files)
         self._on()
         return self._registry._register_files(
             model,
@@ -248,10 +252,14 @@ class Run:
         self._on()
         if content is None:
             name, content = os.path.basename(os.fsdecode(name)), os.fsdecode(name)
+        content = hidden(content)
         good = names.check_path(name, "attachment")
         with tempfile.TemporaryDirectory() as folder:
+            files = hidden({good: rendered(content.reveal(), good, Path(folder))})
             (source,) = sources.collect(
-                {good: rendered(content, good, Path(folder))}, forbidden=self._registry._own()
+                files,
+                forbidden=self._registry._own(),
+                own=OwnSources(self._registry._core),
             )
             self._files[good] = self._registry._core.artifacts().put(source)
 

@@ -19,7 +19,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -38,6 +38,7 @@ from modelhub_sdk.errors import (
     shown,
 )
 from modelhub_sdk.formats import codec
+from modelhub_sdk.hidden import HiddenOptions, bare, shielded
 from modelhub_sdk.ports import MAX_NOTE, NOTE_ID, Note, Record, SequenceTaken
 from modelhub_sdk.stores.ledger import missing_entry
 from modelhub_sdk.stores.shelf import FOLDER, LARGEST_PACK, Shelf
@@ -623,10 +624,10 @@ class Objects:
         options: storage options of the fsspec driver; may hold secrets.
     """
 
-    def __init__(self, protocol: str, root: str, options: dict[str, Any]) -> None:
+    def __init__(self, protocol: str, root: str, options: Mapping[str, Any]) -> None:
         self._protocol = protocol
         self.root = root.strip("/")
-        self._options = options
+        self._options = HiddenOptions(options)
         self._pid = 0
         self._fs: Any = None
 
@@ -642,11 +643,14 @@ class Objects:
         while True:
             try:
                 return action(self._fs)
-            except (FileNotFoundError, FileExistsError, SequenceTaken):
+            except (FileNotFoundError, FileExistsError, SequenceTaken) as error:
+                bare(error)  # the frames of a driver hold its keys
                 raise
             except Exception as error:  # noqa: BLE001  # whatever it is becomes one of ours
-                if not _passing(error) or time.monotonic() + pause > end:
-                    raise translated(error, f"{self._protocol}://{self.root}") from None
+                passing = _passing(error) and time.monotonic() + pause <= end
+                problem = translated(error, f"{self._protocol}://{self.root}")
+            if not passing:
+                raise problem  # out here, so that the driver's error is no context of it
             time.sleep(random.uniform(pause / 2, pause))
             pause = min(pause * 2, 4.0)
 
@@ -738,7 +742,7 @@ def _cat(fs: Any, path: str, start: int, end: int) -> bytes:
         raise
 
 
-def open_filesystem(protocol: str, options: dict[str, Any]) -> Any:
+def open_filesystem(protocol: str, options: Mapping[str, Any]) -> Any:
     """Return a fresh fsspec driver without any listing cache: this library must see what is there."""
     import fsspec
 
@@ -758,8 +762,12 @@ def open_filesystem(protocol: str, options: dict[str, Any]) -> Any:
     if extra == "s3":
         # One request a read, where s3fs would ask for the size first; and one layer that tries again, s3fs,
         # where botocore below it would multiply the tries, so that a dead store took minutes to say so.
-        options = {"max_concurrency": 1, "config_kwargs": {"retries": {"total_max_attempts": 1}}, **options}
-    return fsspec.filesystem(protocol, skip_instance_cache=True, use_listings_cache=False, **options)
+        defaults = {"max_concurrency": 1, "config_kwargs": {"retries": {"total_max_attempts": 1}}}
+        options = HiddenOptions({**defaults, **options})
+    return shielded(
+        lambda: fsspec.filesystem(protocol, skip_instance_cache=True, use_listings_cache=False, **options),
+        Exception,
+    )
 
 
 def _passing(error: Exception) -> bool:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-from attrs import frozen
+from attrs import field, frozen
 
 from modelhub_sdk.errors import InvalidURI, ModelHubError, NotFound, StoreUnavailable, UnsafeStore, shown
+from modelhub_sdk.hidden import HiddenOptions, hidden_place, shielded
 from modelhub_sdk.ports import Store
 
 _PG_OPTIONS = frozenset(
@@ -49,7 +50,7 @@ class Place:
 
     store: Store
     artifacts: str | None
-    stated: str | None = None
+    stated: str | None = field(default=None, repr=False)
     local: bool = False
     own: tuple[str, ...] = ()
 
@@ -62,6 +63,12 @@ def connect(url: str | os.PathLike[str], *, read_only: bool, options: Mapping[st
         UnsafeStore: it names a place that cannot keep a journal.
         MissingExtra: its driver is not installed.
     """
+    url, options = hidden_place(url), HiddenOptions(options)
+    # Whatever goes wrong below: those frames hold the URL in pieces.
+    return shielded(lambda: _connect(url, read_only, options), Exception)
+
+
+def _connect(url: str | os.PathLike[str], read_only: bool, options: Mapping[str, Any]) -> Place:
     text = os.fsdecode(url) if isinstance(url, (str, os.PathLike)) else ""
     if not text.strip():
         raise InvalidURI("The registry's URL is empty.", hint=_FORMS)
@@ -85,7 +92,7 @@ def connect(url: str | os.PathLike[str], *, read_only: bool, options: Mapping[st
         return _memory(rest)
     if scheme in ("file", "local"):
         return _folder(Path(rest), read_only)
-    return _other(scheme, rest, dict(options), read_only)
+    return _other(scheme, rest, options, read_only)
 
 
 _FORMS = "Use 'sqlite:///models.db', 'postgresql://user@host/database', a folder, or 's3://bucket/prefix'."
@@ -202,10 +209,10 @@ def _postgres(rest: str, read_only: bool) -> Place:
     user = f"{options['user']}@" if "user" in options else ""
     place = ",".join(f"{host}:{port}" for host, port in zip(names, ports, strict=True))
     shown_url = f"postgresql://{user}{place}/{options.get('dbname', '')}"
-    return Place(PostgresStore(options, shown_url, read_only=read_only), None, stated)
+    return Place(PostgresStore(HiddenOptions(options), shown_url, read_only=read_only), None, stated)
 
 
-def _other(scheme: str, rest: str, options: dict[str, Any], read_only: bool) -> Place:
+def _other(scheme: str, rest: str, options: Mapping[str, Any], read_only: bool) -> Place:
     from modelhub_sdk.stores.files import CREATE_ONLY, FileStore, Objects
 
     factory = _third_party(scheme)

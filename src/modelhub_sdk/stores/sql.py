@@ -25,6 +25,7 @@ from modelhub_sdk.errors import (
     UnsafeStore,
     shown,
 )
+from modelhub_sdk.hidden import HiddenOptions, shielded
 from modelhub_sdk.index import schema
 from modelhub_sdk.index.sql import Sql
 from modelhub_sdk.ports import MAX_NOTE, NOTE_ID, Note, Record, SequenceTaken
@@ -506,13 +507,13 @@ class PostgresStore(SqlStore):
     """One schema of a PostgreSQL database.
 
     Args:
-        options: keyword arguments of ``psycopg.connect``, password included; kept for reconnecting.
+        options: keyword arguments of ``psycopg.connect``, password included; kept for reconnecting, and hidden.
         url: the same without any secret.
     """
 
     dialect = "postgresql"
 
-    def __init__(self, options: dict[str, Any], url: str, *, read_only: bool = False) -> None:
+    def __init__(self, options: Mapping[str, Any], url: str, *, read_only: bool = False) -> None:
         from modelhub_sdk.stores.extras import need
 
         psycopg = need("psycopg", "postgres")
@@ -528,8 +529,11 @@ class PostgresStore(SqlStore):
             ) -> Any:
                 return super().execute(query, params, prepare=prepare, binary=binary)
 
+        options = HiddenOptions(options)
+
         def connect() -> Any:
-            conn = Connection.connect(**options, autocommit=True)
+            # Whatever the driver raises: its frames hold the password.
+            conn = shielded(lambda: Connection.connect(**options, autocommit=True), Exception)
             conn.prepare_threshold = 3
             conn.execute(f"SET lock_timeout = '{int(PATIENCE)}s'")
             return conn

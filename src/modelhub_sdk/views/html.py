@@ -26,6 +26,7 @@ from modelhub_sdk.domain.entities import (
     Model,
     ModelVersion,
     Origin,
+    RepairReport,
     Resolved,
     Verification,
 )
@@ -585,6 +586,22 @@ def _verification(found: Verification) -> Iterable[Html]:
         yield tag("p", tag("code", found.head))
 
 
+def _repaired(report: RepairReport) -> Iterable[Html]:
+    left = text.count(len(report.not_found), "file")
+    yield _header(
+        f"Repaired {text.count(len(report.repaired), 'file')}",
+        _badge("nothing left", "ok") if report.ok else _badge(f"{left} not found", "bad"),
+    )
+    checked = text.count(report.checked, "stored file")
+    yield tag("p", f"{checked} checked, bytes taken from ", tag("bdi", report.source), class_="dim")
+    for title, items in (("Not found", report.not_found), ("Repaired", report.repaired)):
+        if items:
+            yield tag("h4", title)
+            yield _folded(
+                items, lambda some: tag("ul", *(tag("li", text.repair_line(one)) for one in some)), "file"
+            )
+
+
 def _report(report: IngestReport) -> Iterable[Html]:
     total = text.count(len(report.outputs), "output")
     state = _badge("nothing new") if report.repeated else _NOTHING
@@ -964,6 +981,7 @@ _RENDERERS: tuple[tuple[type, Callable[[Any], Iterable[Html]]], ...] = (
     (Alias, _alias),
     (AuditRecord, _record),
     (Verification, _verification),
+    (RepairReport, _repaired),
     (IngestReport, _report),
     (Resolved, _resolved),
     (RunRecord, _run),

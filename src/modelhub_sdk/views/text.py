@@ -24,6 +24,8 @@ from modelhub_sdk.domain.entities import (
     Model,
     ModelVersion,
     Origin,
+    RepairItem,
+    RepairReport,
     Stats,
     Use,
     Verification,
@@ -40,6 +42,7 @@ __all__ = [
     "environment_of",
     "number",
     "render",
+    "repair_line",
     "row_cells",
     "size",
     "table",
@@ -423,6 +426,23 @@ def _copied(report: CopyReport) -> str:
     return "\n".join(lines)
 
 
+def _repaired(report: RepairReport) -> str:
+    head = f"Checked {count(report.checked, 'stored file')}: repaired {len(report.repaired):,}"
+    lines = [f"{head} from {clean(report.source)}, {len(report.not_found):,} not found there."]
+    for title, items in (("repaired", report.repaired), ("not found", report.not_found)):
+        lines += [f"  {title}: {clean(repair_line(item))}" for item in items[:_LISTED]]
+        if len(items) > _LISTED:
+            lines.append(f"  ... and {len(items) - _LISTED:,} more {title}")
+    return "\n".join(lines)
+
+
+def repair_line(item: RepairItem) -> str:
+    """Return what was damaged or missing, in a line: digest, size, what needs it."""
+    wide = "" if item.size is None else f" ({size(item.size)})"
+    more = f" and {len(item.needed_by) - 3} more" if len(item.needed_by) > 3 else ""
+    return f"{item.digest}{wide}, needed by {', '.join(item.needed_by[:3])}{more}"
+
+
 _LISTED = 20  # inputs, outputs … of a run; its HTML has them all
 
 
@@ -619,6 +639,7 @@ _RENDERERS: tuple[tuple[type, Any], ...] = (
     (Stats, _stats),
     (GarbageReport, _garbage),
     (CopyReport, _copied),
+    (RepairReport, _repaired),
     (RunRecord, _run),
     (LineageRecord, _lineage),
     (Listing, _listing),
