@@ -125,23 +125,26 @@ def _chain(core: Core, fresh: Sql, live: _Live | None, problems: list[str]) -> t
     redacted = View(fresh).all_redacted()
     for record in store.packed() if isinstance(store := core.place.store, Shelved) else ():
         secrets[record.seq] = secrets.get(record.seq, set()) | set(codec.texts(record))
-    kept = frozenset().union(*(one.texts for one in checkpoints.values()))
+    shown_instead = View(fresh).texts(seal for seals in redacted.values() for seal in seals)
+    kept = {
+        seal for one in checkpoints.values() for seal, text in one.texts if text != shown_instead.get(seal)
+    }
     for number, seals in sorted(redacted.items()):
         if seals & (secrets.get(number, set()) | kept):
             problems.append(
-                f"Entry {number}: a text was redacted, and is still stored. Redact it again to finish."
+                f"Entry {number}: a text was redacted, and is still stored. Redact it again to finish, or write anything."
             )
     return seq, digest
 
 
 @frozen
 class _Checkpoint:
-    """A checkpoint that clients may begin with: a digest of each table, and the seals of the texts that it holds."""
+    """A checkpoint that clients may begin with: a digest of each table, and the texts that it holds with their seals."""
 
     name: str
     seq: int
     tables: Mapping[str, str]
-    texts: frozenset[str]
+    texts: frozenset[tuple[str, str]]
 
 
 def _checkpoints(core: Core) -> Iterator[_Checkpoint]:
@@ -153,7 +156,7 @@ def _checkpoints(core: Core) -> Iterator[_Checkpoint]:
             with unpacked(store, one) as found:
                 if found is not None:
                     sql = Sql(found, "sqlite")
-                    texts = frozenset(row[0] for row in sql.all("SELECT seal FROM @text"))
+                    texts = frozenset((seal, body) for seal, body in sql.all("SELECT seal, body FROM @text"))
                     yield _Checkpoint(one.name, one.seq, _digests(sql), texts)
 
 

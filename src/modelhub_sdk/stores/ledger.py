@@ -54,8 +54,8 @@ class Ledger(Protocol):
     def writing(self) -> AbstractContextManager[Session]:
         """One attempt to commit. Leave it by an exception and nothing happened."""
 
-    def erased(self) -> None:
-        """Private texts were erased from the store: nothing may keep them."""
+    def erased(self, *, patient: bool = True) -> bool:
+        """Private texts were erased from the store: nothing may keep them. False when others hinder it now."""
 
     def rebuild(self) -> None:
         """Drop the index and fold it again from the journal."""
