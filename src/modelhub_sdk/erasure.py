@@ -198,7 +198,7 @@ def _without_name(core: Core, person: Person, pseudonym: str) -> Core:
     quiet = copy.copy(core)
     if person.is_named_by(core.actor):
         quiet.actor = pseudonym
-    if person.is_in(core.host):
+    if person.is_host(core.host):
         quiet.host = "(redacted)"
     return quiet
 
@@ -249,7 +249,8 @@ def _gone(view: View, items: Iterable[Item]) -> set[Item]:
 _MACHINE = frozenset(("host", "command", "exception", "history"))
 """What was recorded without anybody typing it: it is erased as a whole where it names the person."""
 
-_PEOPLE = frozenset(("actor", "owner", "user"))
+_NO_PROSE = frozenset(("actor", "owner", "user", "content"))
+"""What mentions nobody: it is a name, of that person or of somebody else, or a digest."""
 
 
 @define
@@ -330,11 +331,11 @@ class _Findings:
             self.values.append((seq, seal))
             self.spelled[value] += 1
             return True
-        if self.person.is_in(text) and what not in _PEOPLE:
-            if what in _MACHINE:
-                self.erased.append((seq, seal))
-            elif what != "content":
-                self.mentions.append(Mention(entry=seq, subject=subject, what=what))
+        is_machine = self.person.is_host if what == "host" else self.person.is_behind
+        if what in _MACHINE and is_machine(text):
+            self.erased.append((seq, seal))
+        elif what not in _NO_PROSE and self.person.is_in(text):
+            self.mentions.append(Mention(entry=seq, subject=subject, what=what))
         return False
 
     def _trace(self, entry: ev.Entry, raw: Mapping[str, Any]) -> None:
@@ -347,7 +348,7 @@ class _Findings:
                 text = self.core.document(trace).decode("utf-8", "replace")
             except ModelHubError:  # lost: nothing can be read in it
                 text = ""
-            self.traces[trace] = self.person.is_in(text)
+            self.traces[trace] = self.person.is_behind(text)
         if self.traces[trace]:
             self.erased.append((entry.seq, str(exception)))
 
