@@ -897,7 +897,9 @@ class Registry(RegistryView):
             ref: a model, a dataset, a version of one, or a run (``"run:<id>"``).
             what: ``"note"``, ``"description"``, ``"title"``, ``"owner"``, ``"reasons"``, ``"comments"``,
                 ``"evaluations"``, ``"fields.<name>"``; of a run ``"command"``, ``"exception"`` (with its
-                traceback, unless another run failed with the very same one); or ``"all"``.
+                traceback, unless another run failed with the very same one); or ``"all"`` of these. And ``"user"``
+                or ``"host"``: who did, or used, any of it, and on which machine; `forget_user` erases a person's
+                name everywhere.
             reason: why; it is kept.
 
         Raises:
@@ -915,6 +917,9 @@ class Registry(RegistryView):
             found: dict[tuple[str, int], set[tuple[int, str]]] = {}
             for key in subjects(view):
                 last = key[1]
+                if what in ("user", "host"):
+                    found[key] = view.names_of(*key, what)
+                    continue
                 for seq, kind, raw in view.texts_of(*key, ()):
                     found.setdefault(key, set()).update((seq, one) for one in picker(kind, raw))
             touched.update(seq for items in found.values() for seq, _ in items)

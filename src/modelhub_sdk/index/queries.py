@@ -719,6 +719,25 @@ class View:
         )
         return [(seq, kind, json.loads(doc)) for seq, kind, doc in rows if not kinds or kind in kinds]
 
+    def names_of(self, model: str, number: int, what: str) -> set[tuple[int, str]]:
+        """Return the users, or the hosts (*what*), of all that was done with a subject, as (seq, seal)."""
+        rows = self.sql.all(
+            "SELECT e.seq, e.actor, e.via FROM @entry e WHERE e.seq IN"
+            " (SELECT x.seq FROM @event x WHERE x.model = ? AND x.number = ? AND x.seq <= ?)",
+            model,
+            number,
+            self.at,
+        )
+        found = {(seq, actor if what == "user" else json.loads(via).get("host")) for seq, actor, via in rows}
+        used = self.sql.all(
+            "SELECT seq, actor, host FROM @used WHERE model = ? AND number = ? AND seq <= ?",
+            model,
+            number,
+            self.at,
+        )
+        found |= {(seq, actor if what == "user" else host) for seq, actor, host in used}
+        return {(seq, seal) for seq, seal in found if seal}
+
     def events(self, *kinds: str) -> list[ev.Event]:
         """Return all events of some kinds, in order."""
         marks = ", ".join("?" * len(kinds))
