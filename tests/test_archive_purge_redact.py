@@ -9,6 +9,7 @@ import pytest
 
 import modelhub_sdk as hub
 from modelhub_sdk import Registry
+from modelhub_sdk.uses import drain
 
 ALL = pytest.mark.parametrize("reg", ["memory", "sqlite", "folder"], indirect=True)
 
@@ -400,3 +401,28 @@ def test_an_unfinished_redaction_is_found(reg: Registry, monkeypatch: pytest.Mon
     assert reg.version("churn/v1").note is None
     reg.redact("churn/v1", "note", "x")
     assert reg.verify()
+
+
+def test_users_and_hosts_can_be_redacted(reg: Registry):
+    """``user`` and ``host`` erase who did or used anything of a version, or ran a run, and where; nothing else goes."""
+    reg._core.actor, reg._core.host = "jane.doe@x", "jane-laptop"
+    reg.register("m", {"w": b"1"}, note="stays")
+    reg.approve("m/v1", "good")
+    reg.resolve("m/v1")
+    drain(reg._core)
+    with reg.start_run("t", id="r1", outputs=None):
+        pass
+    reg._core.actor, reg._core.host = "bob", "vm"
+    for what in ("user", "host"):
+        reg.redact("m/v1", what, "gdpr")
+        reg.redact("run:r1", what, "gdpr")
+    version, run = reg.version("m/v1"), reg.run("r1")
+    assert (version.created_by, version.decided_by, version.status, version.note) == (
+        None,
+        None,
+        "approved",
+        "stays",
+    )
+    assert (run.user, run.host) == (None, None)
+    assert [(use.actor, use.host) for use in reg.uses("m/v1")] == [(None, None)]
+    assert reg.verify().ok

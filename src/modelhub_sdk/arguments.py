@@ -249,11 +249,14 @@ def seal_picker(what: str) -> Any:
         return {one for one in found if one}
 
     lists = ("all", "reasons", "comments", "evaluations", "command", "exception")
+    if what in ("user", "host"):  # they stand in the entries, not in the events
+        return lambda kind, raw: set()
     if what in fixed or what in lists or what.startswith("fields."):
         return seals
     raise InvalidName(
         f"{shown(what)} is nothing that can be redacted.",
-        hint="note, description, title, owner, reasons, comments, evaluations, fields.<name>, command, exception, or all.",
+        hint="note, description, title, owner, reasons, comments, evaluations, fields.<name>, command, exception, all,"
+        " user, or host.",
     )
 
 

@@ -95,7 +95,11 @@ def _new_id() -> str:
 
 @define
 class Core:
-    """The parts of an open registry. Clock, ids and randomness are injected, so tests can replay."""
+    """The parts of an open registry. Clock, ids and randomness are injected, so tests can replay.
+
+    `erasing` is the last entry known to erase texts, `erased` the one up to which all of that is done, as far as
+    this handle knows: see `erasure.finish`.
+    """
 
     place: Place
     ledger: Ledger
@@ -117,6 +121,8 @@ class Core:
     noted: dict[tuple[int, str, str | None], float] = field(factory=dict, repr=False)
     set_aside: set[str] = field(factory=set, repr=False)
     """Ids of what lies in the inbox and is no note: this handle does not read it again."""
+    erased: int = 0
+    erasing: int = 0
     dropped: int = 0
     closed: bool = False
     options: Mapping[str, Any] = field(factory=dict, repr=False)
@@ -261,6 +267,7 @@ class Core:
             view = View(session.sql)
             seq, chain, before = view.head()
             self.check_own(view)
+            self.erasing = max(self.erasing, view.last_erasure())
             for old in sorted(doubtful):  # now that these numbers are taken, it is certain by whom
                 landed = self._landed(old, entry_id) if old <= seq else None
                 if landed is not None:
@@ -963,7 +970,7 @@ def _check_folder(url: str, create: bool | None) -> None:
         others = [
             name
             for name in os.listdir(url.removeprefix("file://"))
-            if name not in ("journal", "inbox", "packs", "checkpoints", "erased", "tmp")
+            if name not in ("journal", "inbox", "packs", "checkpoints", "erased", "finished", "tmp")
         ]
         if others:
             raise NotFound(
@@ -1008,7 +1015,7 @@ class _Unreachable:
         """Raise Offline."""
         raise self._offline()
 
-    def erased(self) -> None:
+    def erased(self, *, patient: bool = True) -> bool:
         """Raise Offline."""
         raise self._offline()
 

@@ -28,10 +28,11 @@ from modelhub_sdk.blobs.store import BlobStore
 from modelhub_sdk.core import Core, artifacts_url, journal_of, options_for
 from modelhub_sdk.domain import events as ev
 from modelhub_sdk.domain.entities import CopyReport, File
+from modelhub_sdk.erasure import forget_notes
 from modelhub_sdk.errors import Conflict, InvalidName, ModelHubError, NotFound, StoreUnavailable, shown
 from modelhub_sdk.formats import codec
 from modelhub_sdk.hidden import HiddenOptions
-from modelhub_sdk.ports import Record, SequenceTaken
+from modelhub_sdk.ports import Record, RemembersErasures, SequenceTaken
 from modelhub_sdk.stores.ledger import check_gaps
 from modelhub_sdk.stores.opening import Place, connect
 from modelhub_sdk.uses import waiting
@@ -218,8 +219,7 @@ def _copied(
                 _delete(place, blobs, entry, got)
                 _append(place, _without(record, redacted))
                 counts["entries"] += 1
-    if erased:
-        _wipe(place)
+    _settle(core, place, max(there, last), wipe=erased)
     if lost:
         with core.view() as view:
             counts["missing"] = len(garbage.needed(core, view, lost, unknown=set()) - view.external())
@@ -379,12 +379,29 @@ def _without(record: Record, redacted: Mapping[int, set[str]]) -> Record:
 
 def _erase(core: Core, place: Place, entry: ev.Entry, there: int, redacted: Mapping[int, set[str]]) -> bool:
     """Erase there what *entry*, which is appended next, redacts in the *there* entries copied before; return if it did."""
-    seqs = {seq for event in entry.events if isinstance(event, ev.Redacted) for seq, _ in event.items}
+    seqs = {seq for event in entry.events for seq, _ in ev.erased_by(event)}
     for seq in sorted(seqs):
         record = next(iter(core.place.store.read(seq - 1, limit=1)), None)
         if record is not None and seq <= there:
             place.store.erase(seq, _without(record, redacted).private)
     return any(seq <= there for seq in seqs)
+
+
+def _settle(core: Core, place: Place, last: int, *, wipe: bool) -> None:
+    """Finish what the first *last* entries erase there, now that no entry has it any more."""
+    with core.view(last) as view:
+        erasing = view.last_erasure()
+    store = place.store
+    if isinstance(store, RemembersErasures):
+        # Also what an earlier copier did not come to, because it was killed.
+        wipe = wipe or (erasing > 0 and store.erased_until() < erasing)
+    if not wipe:
+        return
+    with core.view(last) as view:
+        forget_notes(store, view.forgotten_uses(0))
+    _wipe(place)
+    if isinstance(store, RemembersErasures):
+        store.confirm_erased(erasing)
 
 
 def _wipe(place: Place) -> None:

@@ -16,7 +16,7 @@ index for free; `modelhub_sdk.testing.StoreConformance` says whether it keeps th
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import IO, Protocol, runtime_checkable
 
@@ -119,6 +119,27 @@ class SupportsGapCheck(Protocol):
 
         Raises:
             InvalidDocument: there is one; the message names it.
+        """
+
+
+@runtime_checkable
+class RemembersErasures(Protocol):
+    """A `Store` that keeps, for all who write, up to which entry all that was to be erased is known to be gone.
+
+    Without it every handle looks for itself, once, before it has written.
+    """
+
+    def erased_until(self) -> int:
+        """Return that entry; 0 when nothing is known, or what is kept is damaged."""
+
+    def confirm_erased(self, seq: int) -> None:
+        """Keep that all that entries up to *seq* erase is gone."""
+
+    def erase_many(self, parts: Mapping[int, bytes]) -> None:
+        """Do what `erase` does for each record, also when one has that private part already.
+
+        Then nothing that is derived from these records keeps a text that they lost, not even after an `erase`
+        that was killed half way.
         """
 
 

@@ -35,6 +35,7 @@ from modelhub_sdk.domain.entities import (
     Dataset,
     DatasetVersion,
     File,
+    ForgottenUser,
     GarbageReport,
     IngestReport,
     Model,
@@ -57,7 +58,7 @@ from modelhub_sdk.errors import (
     nearest,
     shown,
 )
-from modelhub_sdk.formats import codec, manifest
+from modelhub_sdk.formats import manifest
 from modelhub_sdk.hidden import HiddenOptions, hidden, hidden_place, revealed, shielded
 from modelhub_sdk.index import data, runs
 from modelhub_sdk.index.queries import View, fresh
@@ -898,10 +899,11 @@ class Registry(RegistryView):
             NotFound: a manifest is missing from the store, so it is unknown what its version needs.
             StoreUnavailable: the store failed; call again.
         """
-        from modelhub_sdk import garbage
+        from modelhub_sdk import erasure, garbage
 
         if not switch(dry_run, "dry_run"):
             self._writable()
+            erasure.finish_before_collecting(self._core)
         return garbage.collect(self._core, dry_run=dry_run, grace=grace, progress=progress)
 
     def stats(self) -> Stats:
@@ -925,7 +927,9 @@ class Registry(RegistryView):
             ref: a model, a dataset, a version of one, or a run (``"run:<id>"``).
             what: ``"note"``, ``"description"``, ``"title"``, ``"owner"``, ``"reasons"``, ``"comments"``,
                 ``"evaluations"``, ``"fields.<name>"``; of a run ``"command"``, ``"exception"`` (with its
-                traceback, unless another run failed with the very same one); or ``"all"``.
+                traceback, unless another run failed with the very same one); or ``"all"`` of these. And ``"user"``
+                or ``"host"``: who did, or used, any of it, and on which machine; `forget_user` erases a person's
+                name everywhere.
             reason: why; it is kept.
 
         Raises:
@@ -936,7 +940,6 @@ class Registry(RegistryView):
         said = reason_of(reason)
         picker = seal_picker(what)
         touched: set[int] = set()
-        traces: set[str] = set()
         last = 0
 
         def decide(view: View, seal: Sealer) -> list[Event]:
@@ -944,11 +947,11 @@ class Registry(RegistryView):
             found: dict[tuple[str, int], set[tuple[int, str]]] = {}
             for key in subjects(view):
                 last = key[1]
+                if what in ("user", "host"):
+                    found[key] = view.names_of(*key, what)
+                    continue
                 for seq, kind, raw in view.texts_of(*key, ()):
-                    seals = picker(kind, raw)
-                    found.setdefault(key, set()).update((seq, one) for one in seals)
-                    if kind == ev.RunFinished.kind and raw.get("exception") in seals and raw.get("traceback"):
-                        traces.add(raw["traceback"])
+                    found.setdefault(key, set()).update((seq, one) for one in picker(kind, raw))
             touched.update(seq for items in found.values() for seq, _ in items)
             gone = view.redacted(touched)
             if not touched:
@@ -960,12 +963,9 @@ class Registry(RegistryView):
                 if (left := tuple(sorted((seq, one) for seq, one in items if one not in gone[seq])))
             ]
 
-        self._commit(scope, decide)
+        self._core.commit(scope, decide)
         self._erase(touched)
-        if traces:
-            from modelhub_sdk import garbage
-
-            garbage.free(self._core, sorted(traces))  # but not what another run failed with as well
+        self._drain()
         if scope.startswith("run:"):
             return self.run(scope)
         if scope.startswith("dataset:"):
@@ -1008,19 +1008,40 @@ class Registry(RegistryView):
 
     def _erase(self, seqs: Iterable[int]) -> None:
         """Erase what the journal says is redacted, until nobody redacted more meanwhile."""
-        wanted = sorted(seqs)
-        store = self._core.place.store
-        done: dict[int, set[str]] = {}
-        while True:
-            with self._core.view() as view:
-                gone = view.redacted(wanted)
-            if gone == done:
-                break
-            for seq in wanted:
-                record = next(iter(store.read(seq - 1, limit=1)))
-                store.erase(seq, codec.without(record, gone[seq]))
-            done = gone
-        self._core.ledger.erased()
+        from modelhub_sdk import erasure
+
+        erasure.finish(self._core, set(seqs))
+
+    def forget_user(self, user: str, reason: str) -> ForgottenUser:
+        """Erase a person's name everywhere and for ever, and return what was found. The chain still verifies.
+
+        A random pseudonym (``person-3f9a2c1b``) takes the place of the name wherever a text *is* the person: who
+        registered, decided, commented, owned, ran or used something, also in the past. Counts, numbers and rules
+        about the same person go on with the pseudonym. Whoever comes back under the name is a new person.
+        What was recorded by itself and has the name in it (a host, a command, an exception with its traceback, the
+        history of an imported version) is erased as by `redact`. What people typed stays as it is: the
+        result says where it mentions the person. In *reason*, the pseudonym is written in place of the name.
+
+        Copies follow when they are copied to again. Backups, bundles, pages that were exported, and the content of
+        files are not reached.
+
+        Args:
+            user: the name as ``created_by``, an owner or the audit trail shows it, in that case (upper or lower).
+                A person of several names (a login, an e-mail address) is forgotten by a call for each;
+                ``alike`` of the result lists names that may be theirs.
+            reason: why; it is kept.
+
+        Raises:
+            NotFound: nobody has that name; the error has the nearest ones.
+            InvalidName: it can be no user's name.
+            InvalidDocument: there is no reason.
+            NotAllowed: the registry is read-only or frozen.
+            StoreUnavailable: the store failed. What was begun is finished by whoever writes next.
+        """
+        from modelhub_sdk import erasure
+
+        said = reason_of(reason)
+        return erasure.forget(self._core, user, said or "")
 
     # --- data ----------------------------------------------------------------------------------
 
@@ -1616,6 +1637,10 @@ class Registry(RegistryView):
 
     def _commit(self, scope: str, decide: Any) -> ev.Entry | None:
         entry = self._core.commit(scope, decide)
+        if self._core.erasing > self._core.erased:
+            from modelhub_sdk import erasure
+
+            erasure.finish_after_write(self._core)
         self._drain()
         return entry
 

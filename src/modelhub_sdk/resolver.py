@@ -560,7 +560,7 @@ def _remember(core: Core, uri: _URI, pinned: Pinned) -> None:
         if usable and not core.cache().note(_pin_file(core, uri, version.digest)).exists():
             # What the digest means is known only when it was asked for; this is a good guess.
             selectors.add(version.digest)
-        # What people typed stays out: no redaction would ever reach this user's cache.
+        # What people typed, and who they are, stays out: no erasure would ever reach this user's cache.
         version = evolve(
             version,
             note=None,
@@ -568,10 +568,15 @@ def _remember(core: Core, uri: _URI, pinned: Pinned) -> None:
             fields=Frozen(),
             reason=None,
             comments=(),
-            evaluations=tuple(evolve(one, note=None) for one in version.evaluations),
+            evaluations=tuple(evolve(one, note=None, by=None) for one in version.evaluations),
+            attachments=tuple(evolve(one, by=None) for one in version.attachments),
+            created_by=None,
+            decided_by=None,
         )
     elif isinstance(version, DatasetVersion):
-        version = evolve(version, fields=Frozen())
+        version = evolve(version, fields=Frozen(), created_by=None)
+    else:
+        version = evolve(version, created_by=None)
     files = [_pin_file(core, uri, selector) for selector in selectors]
     gone = sorted(pinned.gone)
     state, now = (version, pinned.require, gone, bool(pinned.gone_otherwise)), time.monotonic()
@@ -676,14 +681,9 @@ class _Use:
         if not self._done:
             self._spool()
 
-    def _folder(self) -> Path:
-        return (
-            Path(self._core.cache().path) / "spool" / hashlib.sha256(self._core.url.encode()).hexdigest()[:32]
-        )
-
     def _deliver(self) -> None:
         try:
-            waiting = self._waiting()
+            waiting = _spooled(self._core)
             self._core.place.store.note([self._note, *(note for note, _ in waiting)])
         except Exception as error:  # noqa: BLE001  whatever it is, an inference goes on
             log.debug("a use was not delivered: %s", type(error).__name__)
@@ -693,20 +693,9 @@ class _Use:
             with suppress(OSError):
                 file.unlink()
 
-    def _waiting(self) -> list[tuple[Note, Path]]:
-        found = []
-        with suppress(OSError, ModelHubError):
-            folder = self._core.cache().note(self._folder())
-            for name in sorted(os.listdir(folder))[:_SPOOLED]:
-                if re.fullmatch(r"[0-9a-f]{32}\.json", name):
-                    file = folder / name
-                    with suppress(disk.NotAFile):
-                        found.append((Note(name[:-5], disk.read_file(file, MAX_NOTE)), file))
-        return found
-
     def _spool(self) -> None:
         try:
-            self._core.cache().keep(self._folder() / f"{self._note.id}.json", self._note.body)
+            self._core.cache().keep(_spool(self._core) / f"{self._note.id}.json", self._note.body)
         except (OSError, ModelHubError):
             _Use._lost += 1
             if _Use._lost == 1:
@@ -719,4 +708,37 @@ class _Use:
                     )
 
 
-__all__ = ["Pinned", "check_purged", "pinned", "record_use", "resolve", "some"]
+def _spool(core: Core) -> Path:
+    """Return where this user's cache keeps the uses of this registry that wait to be delivered."""
+    return Path(core.cache().path) / "spool" / hashlib.sha256(core.url.encode()).hexdigest()[:32]
+
+
+def _spooled(core: Core) -> list[tuple[Note, Path]]:
+    """Return some of the uses that wait, each with its file."""
+    found = []
+    with suppress(OSError, ModelHubError):
+        folder = core.cache().note(_spool(core))
+        for name in sorted(os.listdir(folder))[:_SPOOLED]:
+            if re.fullmatch(r"[0-9a-f]{32}\.json", name):
+                file = folder / name
+                with suppress(disk.NotAFile):
+                    found.append((Note(name[:-5], disk.read_file(file, MAX_NOTE)), file))
+    return found
+
+
+def deliver_spooled(core: Core) -> None:
+    """Deliver the uses that wait in this user's cache, as far as they can be removed from it.
+
+    Raises:
+        StoreUnavailable: the registry cannot be reached.
+    """
+    while waiting := _spooled(core):
+        core.place.store.note([note for note, _ in waiting])
+        try:
+            for _, file in waiting:
+                file.unlink(missing_ok=True)
+        except OSError:
+            return
+
+
+__all__ = ["Pinned", "check_purged", "deliver_spooled", "pinned", "record_use", "resolve", "some"]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
+
+from attrs import evolve
 
 from modelhub_sdk.core import Core
 from modelhub_sdk.domain import events as ev
@@ -162,7 +164,8 @@ def drain(core: Core) -> int:
 
     def decide(view: View, seal: Sealer) -> list[Event]:
         there = view.used_ids([use.id for use in taken])
-        uses = tuple(_noted(view, use, seal) for use in taken if use.id not in there)
+        new = _without_forgotten(view, [use for use in taken if use.id not in there])
+        uses = tuple(_noted(view, use, seal) for use in new)
         return [ev.UsesRecorded(uses=uses)] if uses else []
 
     entry = core.commit("registry", decide) if taken else None
@@ -171,6 +174,28 @@ def drain(core: Core) -> int:
     return (
         sum(len(event.uses) for event in entry.events if isinstance(event, ev.UsesRecorded)) if entry else 0
     )
+
+
+def _without_forgotten(view: View, late: Sequence[Use]) -> list[Use]:
+    """Return uses without the users and hosts that may have been forgotten while they were on their way.
+
+    Nothing says which name was forgotten. So of a use from before that, a name that nobody has any more is left out.
+    """
+    forgotten = view.last_forgotten() if late else None
+    if forgotten is None:
+        return list(late)
+    names = {name for use in late if use.at <= forgotten for name in (use.actor, use.host) if name}
+    unknown = {name for name in names if not view.has_text(name)}
+    return [
+        evolve(
+            use,
+            actor=None if use.actor in unknown else use.actor,
+            host=None if use.host in unknown else use.host,
+        )
+        if use.at <= forgotten
+        else use
+        for use in late
+    ]
 
 
 def key_of(view: View, uri: str) -> tuple[str, int]:

@@ -200,12 +200,12 @@ def _digests(sql: Sql) -> dict[str, str]:
 
 @frozen
 class _Checkpoint:
-    """A checkpoint that clients may begin with: a digest of each table, and the seals of the texts that it holds."""
+    """A checkpoint that clients may begin with: a digest of each table, and the texts that it holds with their seals."""
 
     name: str
     seq: int
     tables: Mapping[str, str]
-    texts: frozenset[str]
+    texts: frozenset[tuple[str, str]]
 
 
 def _checkpoints(core: Core, problems: Problems) -> Iterator[_Checkpoint]:
@@ -224,7 +224,7 @@ def _checkpoint(store: Shelved, one: Checkpoint) -> Iterator[_Checkpoint]:
             if damage := sqlite_damage(conn):
                 raise InvalidDocument(f"It is damaged inside: {shown(damage[0], 200)[1:-1]}.")
             sql = Sql(conn, "sqlite")
-            texts = frozenset(row[0] for row in sql.all("SELECT seal FROM @text"))
+            texts = frozenset((seal, body) for seal, body in sql.all("SELECT seal, body FROM @text"))
             yield _Checkpoint(one.name, one.seq, _digests(sql), texts)
 
 
@@ -421,11 +421,18 @@ class _Walk:
             )
         self._add_packed()
         erased = erased_commitments(self.core, View(self.fresh))
-        kept: set[str] = set().union(*(one.texts for one in self.checkpoints.values()))
+        replaced = View(self.fresh).texts(digest for digests in erased.values() for digest in digests)
+        kept = {
+            digest
+            for checkpoint in self.checkpoints.values()
+            for digest, text in checkpoint.texts
+            if text != replaced.get(digest)
+        }
         for seq, digests in sorted(erased.items()):
             if digests & (self.stored.get(seq, frozenset()) | kept):
                 self.problems.append(
-                    f"Entry {seq}: a text was redacted, and is still stored. Redact it again to finish."
+                    f"Entry {seq}: a text was redacted, and is still stored. The next write finishes that, or"
+                    " reg.collect_garbage(dry_run=False)."
                 )
 
     def _gone(self) -> dict[int, int]:

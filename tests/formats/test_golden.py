@@ -19,6 +19,9 @@ from modelhub_sdk.index.sql import Sql
 from modelhub_sdk.ports import Record
 from modelhub_sdk.stores.connections import sqlite_connect
 
+LEE = "person-000003ec"
+"""Who was forgotten in the golden journal."""
+
 GOLDEN = sorted((Path(__file__).parent.parent / "golden").glob("format-*.jsonl"))
 
 
@@ -113,6 +116,8 @@ def test_a_golden_journal_means_what_it_meant() -> None:
         (f"origin:{'6' * 32}/model://churn/v7",)
     ]
     assert view.elsewhere(third.files[0].digest) == [("s3://lake/model.bin", "v-1")]
+    leads = view.model("leads")
+    assert (leads.created_by, leads.owner, dict(leads.fields)) == (LEE, LEE, {"contact": LEE})
     purged = view.purge("churn", 2)
     assert purged is not None and purged.whole is None
     assert {path: one.reason for path, one in purged.files.items()} == {"model.bin": "space"}

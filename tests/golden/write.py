@@ -122,6 +122,15 @@ def story(reg: hub.Registry) -> None:
     body = json.dumps({**use, "at": "2026-08-01T12:00:00.000000Z", "run_id": None}).encode()
     core.place.store.note([Note("0" * 31 + "1", body)])
     drain(core)
+    forget(reg)
+
+
+def forget(reg: hub.Registry) -> None:
+    """Somebody comes, and is forgotten."""
+    reg._core.actor, me = "lee", reg._core.actor
+    reg.create_model("leads", owner="lee", fields={"contact": "lee"})
+    reg._core.actor = me
+    reg.forget_user("lee", "asked to")
 
 
 def arrive(reg: hub.Registry) -> None:

@@ -27,7 +27,7 @@ _PLACE = re.compile(
       | registry/journal/\d{7}/\d{10}\.json
       | registry/inbox/[0-9a-f]{32}\.json
       | registry/(packs|checkpoints)/[0-9a-f-]+\.z
-      | registry/erased/[0-9a-f-]+""",
+      | registry/(erased|finished)/[0-9a-f-]+""",
     re.VERBOSE,
 )
 _CACHE = re.compile(

@@ -70,6 +70,11 @@ def _(event: ev.Redacted, subject: str, texts: Mapping[str, str]) -> str:
 
 
 @_said.register
+def _(event: ev.UserForgotten, subject: str, texts: Mapping[str, str]) -> str:
+    return f"forgot {event.pseudonym}: {len(ev.erased_by(event)):,} texts erased"
+
+
+@_said.register
 def _(event: ev.ModelCreated, subject: str, texts: Mapping[str, str]) -> str:
     return f"created {subject}" + _changes(
         event.texts, event.fields, texts, tags=event.tags, projects=event.projects

@@ -530,6 +530,42 @@ class GarbageReport(Shown):
 
 
 @frozen
+class Mention:
+    """A text that names a person: the entry where it stands, what that is about, and what it is.
+
+    `what` is what `Registry.redact` takes for it (``note``, ``reasons``, ``fields.x``), or the kind of an event.
+    """
+
+    entry: int
+    subject: str
+    what: str
+
+
+@frozen
+class ForgottenUser:
+    """What `Registry.forget_user` did.
+
+    Attributes:
+        pseudonym: what is shown in place of the name from now on.
+        entries: how many entries lost texts.
+        texts: how many texts were erased.
+        matched: how the person was named, and how often.
+        mentions: texts that somebody typed and that name the person among other things. They were left as they
+            are: read them, and `Registry.redact` those that must go.
+        kept: events that have the name in what cannot be erased: names of things, tags, parameters, paths.
+        alike: other users who may be the same person under another name. Forget each by a call of its own.
+    """
+
+    pseudonym: str
+    entries: int
+    texts: int
+    matched: Mapping[str, int] = Frozen()
+    mentions: tuple[Mention, ...] = field(default=(), repr=few)
+    kept: tuple[Mention, ...] = field(default=(), repr=few)
+    alike: tuple[str, ...] = ()
+
+
+@frozen
 class Stats(Shown):
     """Where the space is. Sizes in bytes.
 

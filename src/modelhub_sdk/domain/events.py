@@ -137,6 +137,39 @@ class Redacted(Event):
     reason: Sealed | None = None
 
 
+@frozen
+class UserForgotten(Event):
+    """A person's name was erased from the private texts; `pseudonym` is shown where it stood.
+
+    Items are (entry, digest). Behind those of `names` stood the name itself, behind those of `values` a field's
+    value that was the name; both are shown as the pseudonym from now on, in the past too. What is behind those of
+    `erased` named the person among other things (a host, a command, a path) and is gone. The pseudonym is random,
+    never derived from the name.
+
+    The items stand here and in no document, because a fold reads nothing but the entry. So many that they do not
+    fit into one entry go by several of the same pseudonym. Then the text behind `plan`, in the private part of
+    the first, lists the rest (entries and digests, no names), so that whoever comes after a killed process can
+    append it; the last one erases the plan.
+    """
+
+    kind: ClassVar[str] = "user.forgotten"
+    pseudonym: str
+    names: tuple[tuple[int, str], ...] = ()
+    values: tuple[tuple[int, str], ...] = ()
+    erased: tuple[tuple[int, str], ...] = ()
+    plan: Sealed | None = None
+    reason: Sealed | None = None
+
+
+def erased_by(event: Event) -> tuple[tuple[int, str], ...]:
+    """Return the private texts that *event* erases, as (entry, digest)."""
+    if isinstance(event, Redacted):
+        return event.items
+    if isinstance(event, UserForgotten):
+        return (*event.names, *event.values, *event.erased)
+    return ()
+
+
 # --- models -----------------------------------------------------------------------------------------
 
 
@@ -628,6 +661,7 @@ KINDS: dict[str, type[Event]] = {
         RegistryFrozen,
         RegistryThawed,
         Redacted,
+        UserForgotten,
         ModelCreated,
         ModelEdited,
         AliasMoved,

@@ -5,6 +5,7 @@ A rule returns the events that make the command true, () when it is true already
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -462,6 +463,55 @@ def same_key(before: tuple[int, int, str | None] | None, key: str, content: str,
 
 
 # --- parts ------------------------------------------------------------------------------------------
+
+
+Item = tuple[int, str]
+"""A private text: its entry, and its digest."""
+
+FORGOTTEN_AT_ONCE = 8000
+"""Texts that one entry erases to forget a person: some 650 kB."""
+
+
+def forget_user(
+    seal: Sealer,
+    pseudonym: str,
+    names: Sequence[Item],
+    values: Sequence[Item],
+    erased: Sequence[Item],
+    reason: str | None,
+) -> list[Event]:
+    """Erase a person's name from these texts; those that do not fit into the entry stand in its plan."""
+    first, rest = _cut(names, values, erased)
+    plan = seal(json.dumps(rest, separators=(",", ":"))) if any(rest.values()) else None
+    return [evolve(_forgotten(pseudonym, first), plan=plan, reason=seal.maybe(reason))]
+
+
+def forget_more(
+    pseudonym: str, names: Sequence[Item], values: Sequence[Item], erased: Sequence[Item], *, plan: Item
+) -> list[Event]:
+    """Erase the next of the texts that are *planned*; with the last of them the plan itself."""
+    first, rest = _cut(names, values, erased)
+    if not any(rest.values()):
+        first["erased"] = (*first["erased"], plan)
+    return [_forgotten(pseudonym, first)]
+
+
+def _forgotten(pseudonym: str, items: Mapping[str, tuple[Item, ...]]) -> ev.UserForgotten:
+    return ev.UserForgotten(
+        pseudonym=pseudonym, names=items["names"], values=items["values"], erased=items["erased"]
+    )
+
+
+def _cut(
+    names: Sequence[Item], values: Sequence[Item], erased: Sequence[Item]
+) -> tuple[dict[str, tuple[Item, ...]], dict[str, tuple[Item, ...]]]:
+    """Return what fits into one entry, and the rest."""
+    first, rest = {}, {}
+    left = FORGOTTEN_AT_ONCE
+    for what, items in (("names", names), ("values", values), ("erased", erased)):
+        first[what], rest[what] = tuple(items[:left]), tuple(items[left:])
+        left -= len(first[what])
+    return first, rest
 
 
 def _sealed(seal: Sealer, texts: Mapping[str, str | None]) -> Frozen:

@@ -72,7 +72,7 @@ class Batch:
         self._closed: list[list[Any]] = []
         self._closing: list[tuple[Any, ...]] = []
         self._closing_value: list[tuple[Any, ...]] = []
-        self._gone: list[tuple[str, str, str]] = []
+        self._gone: dict[str, str | None] = {}  # erased texts: seal -> what is shown instead
         self._leaves: list[tuple[str, int, str, str]] = []
         self.seq = 0
         self.at = 0
@@ -116,9 +116,12 @@ class Batch:
 
     def forget(self, model: str, version: int, seq: int, seal: str) -> None:
         """Erase a text, and what was made of it."""
-        inside = (seal + ".", seal + "/")  # everything that begins with the seal and a dot
-        self._gone.append((seal, *inside))
-        self._leaves.append((model, version, *inside))
+        self._leaves.append((model, version, *_inside(seal)))
+        self.replace(seq, seal, None)
+
+    def replace(self, seq: int, seal: str, shown: str | None) -> None:
+        """Erase the text behind *seal* of entry *seq*; *shown* stands in its place from now on, in the past too."""
+        self._gone[seal] = shown
         self.insert("gone", seq, seal, self.seq)
 
     def write(self, sql: Sql) -> None:
@@ -134,12 +137,24 @@ class Batch:
         for table, rows in self.rows.items():
             sql.many(_INSERT[table], rows)
         if self._gone:
-            sql.many("DELETE FROM @text WHERE seal = ? OR (seal >= ? AND seal < ?)", self._gone)
+            sql.many(
+                "DELETE FROM @text WHERE seal = ? OR (seal >= ? AND seal < ?)",
+                [(seal, *_inside(seal)) for seal in self._gone],
+            )
+            sql.many(
+                _INSERT["text"], [(seal, shown) for seal, shown in self._gone.items() if shown is not None]
+            )
+        if self._leaves:
             sql.many(
                 "DELETE FROM @fact WHERE model = ? AND number = ? AND name >= 'leaf:' AND name < 'leaf;'"
                 " AND value >= ? AND value < ?",
                 self._leaves,
             )
+
+
+def _inside(seal: str) -> tuple[str, str]:
+    """Return the bounds of everything that begins with the seal and a dot."""
+    return seal + ".", seal + "/"
 
 
 def fold(batch: Batch, entry: ev.Entry) -> None:
@@ -190,6 +205,17 @@ def _(event: ev.SettingsChanged, batch: Batch) -> None:
 def _(event: ev.Redacted, batch: Batch) -> None:
     for seq, seal in event.items:
         batch.forget(event.model, event.number, seq, seal)
+
+
+@_fold.register
+def _(event: ev.UserForgotten, batch: Batch) -> None:
+    for items, shown in (
+        (event.names, event.pseudonym),
+        (event.values, ev.printed_value(event.pseudonym)),
+        (event.erased, None),
+    ):
+        for seq, seal in items:
+            batch.replace(seq, seal, shown)
 
 
 @_fold.register

@@ -201,11 +201,69 @@ class View:
         return event if isinstance(event, ev.OutputsIngested) else None
 
     def redacted(self, seqs: Iterable[int]) -> dict[int, set[str]]:
-        """Return the seals erased from each of *seqs*."""
-        found: dict[int, set[str]] = {}
-        for seq in seqs:
-            found[seq] = {row[0] for row in self.sql.all("SELECT seal FROM @gone WHERE seq = ?", seq)}
+        """Return the seals erased from each of *seqs*, by whatever event."""
+        found: dict[int, set[str]] = {seq: set() for seq in seqs}
+        for part, marks in parts(list(found)):
+            for seq, seal in self.sql.all(f"SELECT seq, seal FROM @gone WHERE seq IN ({marks})", *part):
+                found[seq].add(seal)
         return found
+
+    def last_erasure(self) -> int:
+        """Return the last entry that erased texts, 0 when none did."""
+        row = self.sql.one("SELECT max(by) FROM @gone WHERE by <= ?", self.at)
+        return (row[0] if row else 0) or 0
+
+    def erased_after(self, seq: int) -> list[int]:
+        """Return the entries that lost texts by an entry after *seq*."""
+        return [row[0] for row in self.sql.all("SELECT DISTINCT seq FROM @gone WHERE by > ?", seq)]
+
+    def forgotten_uses(self, seq: int) -> set[str]:
+        """Return the ids of the uses whose user or host was erased by an entry after *seq*."""
+        rows = self.sql.all(
+            "SELECT u.id FROM @gone g JOIN @used u ON u.seq = g.seq AND (u.actor = g.seal OR u.host = g.seal)"
+            " WHERE g.by > ?",
+            seq,
+        )
+        return {row[0] for row in rows}
+
+    def forgettings(self, seq: int) -> list[tuple[int, ev.UserForgotten]]:
+        """Return the events after entry *seq* that forgot a person, each with its entry."""
+        rows = self.sql.all(
+            "SELECT DISTINCT e.seq, e.n, e.doc FROM @gone g JOIN @event e ON e.seq = g.by"
+            " WHERE g.by > ? AND e.kind = ? ORDER BY e.seq, e.n",
+            seq,
+            ev.UserForgotten.kind,
+        )
+        events = [(row[0], codec.read_event(row[2], f"entry {row[0]}")) for row in rows]
+        return [(seq, event) for seq, event in events if isinstance(event, ev.UserForgotten)]
+
+    def people(self) -> set[str]:
+        """Return the names of all who wrote, own or used something."""
+        names = {
+            row[0]
+            for row in self.sql.all("SELECT DISTINCT t.body FROM @entry e JOIN @text t ON t.seal = e.actor")
+        }
+        names |= {
+            row[0]
+            for row in self.sql.all("SELECT DISTINCT t.body FROM @used u JOIN @text t ON t.seal = u.actor")
+        }
+        owners = (
+            "SELECT DISTINCT t.body FROM @fact f JOIN @text t ON t.seal = f.value WHERE f.name = 'text:owner'"
+        )
+        return names | {row[0] for row in self.sql.all(owners)}
+
+    def last_forgotten(self) -> datetime | None:
+        """Return when a person was last forgotten, None when nobody ever was."""
+        row = self.sql.one(
+            "SELECT max(e.at) FROM @entry e JOIN @event x ON x.seq = e.seq"
+            " WHERE x.model = '' AND x.number = 0 AND x.kind = ?",
+            ev.UserForgotten.kind,
+        )
+        return None if row is None or row[0] is None else when(row[0])
+
+    def has_text(self, text: str) -> bool:
+        """Return whether some private text is exactly *text*. Reads all of them."""
+        return self.sql.one("SELECT 1 FROM @text WHERE body = ? LIMIT 1", text) is not None
 
     def all_redacted(self) -> dict[int, set[str]]:
         """Return all seals that were erased, by entry."""
@@ -721,6 +779,25 @@ class View:
             self.at,
         )
         return [(seq, kind, codec.loads(doc)) for seq, kind, doc in rows if not kinds or kind in kinds]
+
+    def names_of(self, model: str, number: int, what: str) -> set[tuple[int, str]]:
+        """Return the users, or the hosts (*what*), of all that was done with a subject, as (seq, seal)."""
+        rows = self.sql.all(
+            "SELECT e.seq, e.actor, e.via FROM @entry e WHERE e.seq IN"
+            " (SELECT x.seq FROM @event x WHERE x.model = ? AND x.number = ? AND x.seq <= ?)",
+            model,
+            number,
+            self.at,
+        )
+        found = {(seq, actor if what == "user" else codec.loads(via).get("host")) for seq, actor, via in rows}
+        used = self.sql.all(
+            "SELECT seq, actor, host FROM @used WHERE model = ? AND number = ? AND seq <= ?",
+            model,
+            number,
+            self.at,
+        )
+        found |= {(seq, actor if what == "user" else host) for seq, actor, host in used}
+        return {(seq, seal) for seq, seal in found if seal}
 
     def events(self, *kinds: str) -> list[ev.Event]:
         """Return all events of some kinds, in order."""

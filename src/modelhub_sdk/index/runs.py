@@ -199,6 +199,21 @@ def documents(view: View) -> dict[str, str]:
     return {digest: run_id for digest, run_id in found.items() if digest}
 
 
+def erased_traces(view: View, seq: int) -> set[str]:
+    """Return the documents with tracebacks of exceptions that were erased by an entry after *seq*."""
+    rows = view.sql.all(
+        "SELECT g.seal, e.doc FROM @gone g JOIN @event e ON e.seq = g.seq WHERE g.by > ? AND e.kind = ?",
+        seq,
+        ev.RunFinished.kind,
+    )
+    found = set()
+    for seal, doc in rows:
+        event = codec.loads(doc)
+        if event.get("exception") == seal and event.get("traceback"):
+            found.add(event["traceback"])
+    return found
+
+
 # --- parts ------------------------------------------------------------------------------------------------
 
 

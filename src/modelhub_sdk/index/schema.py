@@ -143,8 +143,8 @@ TABLES = (
         "model number path",
         "digest",
     ),
-    # Texts that were redacted: of entry `seq`, by entry `by`.
-    _table("gone", "seq int, seal text, by int", "seq seal"),
+    # Texts that were erased: of entry `seq`, by entry `by`.
+    _table("gone", "seq int, seal text, by int", "seq seal", "by"),
 )
 HEAD = TABLES[0]
 

@@ -270,15 +270,24 @@ def _like(pattern: str | None, text: str | None) -> bool | None:
     return None if pattern is None or text is None else like(text, pattern)
 
 
-def wipe(conn: sqlite3.Connection) -> None:
-    """Empty the write-ahead log, where what was deleted may still stand. In the pages it is overwritten at once."""
-    for _ in range(20):
+def wipe(conn: sqlite3.Connection, *, patient: bool = True) -> bool:
+    """Empty the write-ahead log, where what was deleted may still stand. In the pages it is overwritten at once.
+
+    Returns:
+        False when others kept reading the database: for two seconds if *patient*, else now.
+    """
+    for left in range(20 if patient else 1, 0, -1):
         with suppress(sqlite3.Error):
             row = conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             if row is None or not row[0]:
-                return
-        time.sleep(0.1)
-    log.warning("Someone keeps reading the database; erased texts leave its write-ahead log when they end.")
+                return True
+        if left > 1:
+            time.sleep(0.1)
+    if patient:
+        log.warning(
+            "Someone keeps reading the database; erased texts leave its write-ahead log when they end."
+        )
+    return False
 
 
 def rolled_back(conn: Any) -> None:

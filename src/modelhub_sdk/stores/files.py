@@ -5,6 +5,7 @@
     <root>/journal/0000012/0000012345.json    one entry: header, body and private part, a line each
     <root>/inbox/<id>.json                    one note
     <root>/packs/, checkpoints/, erased/      derived from the entries: see `shelf`
+    <root>/finished/0000012345                all that entries up to that one erase is gone; may be deleted
     <root>/tmp/…                              unfinished; on a disk the names tell whose, and the next writer cleans up
 
 An entry is created once and never changed; only its private part can be erased. Which writer gets a
@@ -25,6 +26,8 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
+
+from attrs import evolve
 
 from modelhub_sdk.blobs.disk import DAMAGE, NotAFile, open_regular, read_file, sweep, temporary
 from modelhub_sdk.errors import (
@@ -285,13 +288,35 @@ class FileStore:
 
     def erase(self, seq: int, private: bytes) -> None:
         """Write the entry's file anew with another private part; header and body are the same bytes."""
+        self.erase_many({seq: private})
+
+    def erase_many(self, parts: Mapping[int, bytes]) -> None:
+        """Write the files of some entries anew, in parallel, and then void what was derived from them."""
+        with ThreadPoolExecutor(max_workers=self._parallel) as threads:
+            list(threads.map(self._without, parts.items()))
+        for folder in sorted({seq // FOLDER for seq in parts}):
+            self.shelf.erased(folder)
+
+    def _without(self, part: tuple[int, bytes]) -> None:
+        seq, private = part
         record = self._get(seq)
         if record is None:
             raise InvalidDocument(f"Entry {seq} of the journal {shown(self.url, 200)} is gone.")
-        self.medium.replace(
-            _entry_name(seq), _printed(Record(seq, record.scope, record.chain, record.body, private))
-        )
-        self.shelf.erased(seq // FOLDER)
+        if record.private != private:
+            self.medium.replace(_entry_name(seq), _printed(evolve(record, private=private)))
+
+    def erased_until(self) -> int:
+        """Return the entry up to which all erasures are complete."""
+        names = self.medium.names("finished")
+        return max((int(name) for name in names if re.fullmatch("[0-9]{10}", name)), default=0)
+
+    def confirm_erased(self, seq: int) -> None:
+        """Keep that entry, in place of earlier ones."""
+        with suppress(SequenceTaken):
+            self.medium.create(f"finished/{seq:010d}", b"")
+        for name in self.medium.names("finished"):
+            if name < f"{seq:010d}":
+                self.medium.delete(f"finished/{name}")
 
     # --- the inbox -----------------------------------------------------------------------------
 

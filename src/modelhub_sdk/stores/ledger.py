@@ -62,8 +62,8 @@ class Ledger(Protocol):
             InvalidDocument: the journal has a gap or a wrong last link: nothing is added to such a journal.
         """
 
-    def erased(self) -> None:
-        """Private texts were erased from the store: nothing may keep them."""
+    def erased(self, *, patient: bool = True) -> bool:
+        """Private texts were erased from the store: nothing may keep them. False when others hinder it now."""
 
     def rebuild(self) -> None:
         """Drop the index and fold it again from the journal.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 
 from attrs import evolve
@@ -19,6 +19,7 @@ class MemoryStore:
         self._lock = threading.Lock()
         self._records: list[Record] = []
         self._notes: dict[str, Note] = {}
+        self._erased_until = 0
 
     def append(self, record: Record) -> None:
         """Store *record* if its seq is the next one."""
@@ -37,6 +38,19 @@ class MemoryStore:
         """Replace the private part of record *seq*."""
         with self._lock:
             self._records[seq - 1] = evolve(self._records[seq - 1], private=private)
+
+    def erase_many(self, parts: Mapping[int, bytes]) -> None:
+        """Replace the private parts of some records."""
+        for seq, private in parts.items():
+            self.erase(seq, private)
+
+    def erased_until(self) -> int:
+        """Return the entry up to which all erasures are complete."""
+        return self._erased_until
+
+    def confirm_erased(self, seq: int) -> None:
+        """Keep that entry."""
+        self._erased_until = max(self._erased_until, seq)
 
     def note(self, notes: Sequence[Note]) -> None:
         """Put *notes* into the inbox."""

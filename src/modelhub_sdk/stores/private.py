@@ -100,6 +100,8 @@ class PrivateLedger:
                 with pool.connection() as conn:
                     wait_for_lock(conn, "PRAGMA journal_mode = WAL")
                     self._create(conn)
+                    if _erases(conn, 0):  # whoever folded it may have been killed before it was wiped
+                        wipe(conn, patient=False)
             except (OSError, sqlite3.Error) as error:
                 pool.close()
                 if not is_locked(error):
@@ -235,6 +237,8 @@ class PrivateLedger:
             conn.execute("BEGIN IMMEDIATE")
             moved = self._fold(conn, head, records)
             conn.execute("COMMIT" if moved else "ROLLBACK")
+            if moved is not None and _erases(conn, head[0]):
+                wipe(conn, patient=False)
         if moved is not None:
             self._seen = moved[0]
         return moved is not None and len(records) < BATCH - overlap
@@ -438,10 +442,11 @@ class PrivateLedger:
                 disk.unlock(fd)
                 os.close(fd)
 
-    def erased(self) -> None:
+    def erased(self, *, patient: bool = True) -> bool:
         """Make sure that erased texts are in no free page of the index file."""
         with suppress(sqlite3.Error), self._connection() as conn:
-            wipe(conn)
+            return wipe(conn, patient=patient)
+        return False
 
     def rebuild(self) -> None:
         """Drop the index and fold it again, from the entries alone, which are all checked first."""
@@ -535,6 +540,11 @@ def _own_tables() -> list[tuple[Any, ...]]:
         for statement in schema.ddl("sqlite"):
             conn.execute(statement)
         return _tables(conn)
+
+
+def _erases(conn: Any, seq: int) -> bool:
+    """Return whether an entry after *seq* erased texts."""
+    return Sql(conn, "sqlite").one("SELECT 1 FROM @gone WHERE by > ? LIMIT 1", seq) is not None
 
 
 class _Foreign(InvalidDocument):

@@ -43,11 +43,13 @@ _DDL = {
         # The numbers without the bodies: counting them finds a gap without reading the journal.
         "CREATE INDEX IF NOT EXISTS modelhub_journal_seq ON modelhub_journal (seq)",
         "CREATE TABLE IF NOT EXISTS modelhub_inbox (id TEXT PRIMARY KEY, body BLOB NOT NULL)",
+        "CREATE TABLE IF NOT EXISTS modelhub_erased (seq INTEGER PRIMARY KEY)",
     ),
     "postgresql": (
         "CREATE TABLE IF NOT EXISTS modelhub_journal (seq BIGINT PRIMARY KEY, scope TEXT NOT NULL,"
         " chain TEXT NOT NULL, body BYTEA NOT NULL, private BYTEA NOT NULL)",
         'CREATE TABLE IF NOT EXISTS modelhub_inbox (id TEXT COLLATE "C" PRIMARY KEY, body BYTEA NOT NULL)',
+        "CREATE TABLE IF NOT EXISTS modelhub_erased (seq BIGINT PRIMARY KEY)",
         # The row that every writer locks: on PostgreSQL this lock is what makes a decision safe.
         "CREATE TABLE IF NOT EXISTS modelhub_lock (one INT PRIMARY KEY)",
         "INSERT INTO modelhub_lock VALUES (1) ON CONFLICT DO NOTHING",
@@ -84,6 +86,9 @@ _IS_NOTE = {
 def _is_note_id(note_id: object) -> bool:
     """Return whether a cell of the inbox is a note's id; SQLite keeps bytes in a column of texts too."""
     return isinstance(note_id, str) and NOTE_ID.fullmatch(note_id) is not None
+
+
+_ERASE = "UPDATE modelhub_journal SET private = ? WHERE seq = ?"
 
 
 class SqlStore:
@@ -236,7 +241,31 @@ class SqlStore:
     def erase(self, seq: int, private: bytes) -> None:
         """Replace the private part of record *seq*."""
         with self.connection() as conn:
-            Sql(conn, self.dialect).run("UPDATE modelhub_journal SET private = ? WHERE seq = ?", private, seq)
+            Sql(conn, self.dialect).run(_ERASE, private, seq)
+
+    def erase_many(self, parts: Mapping[int, bytes]) -> None:
+        """Replace the private parts of some records, in one transaction."""
+        with self.connection() as conn:
+            conn.execute("BEGIN IMMEDIATE" if self.dialect == "sqlite" else "BEGIN")
+            Sql(conn, self.dialect).many(_ERASE, [(private, seq) for seq, private in sorted(parts.items())])
+            conn.execute("COMMIT")
+
+    def erased_until(self) -> int:
+        """Return the entry up to which all erasures are complete."""
+        with (
+            suppress(ModelHubError),
+            self.connection() as conn,
+        ):  # a journal of an older release has no such table
+            row = Sql(conn, self.dialect).one("SELECT max(seq) FROM modelhub_erased")
+            return row[0] if row is not None and isinstance(row[0], int) else 0
+        return 0
+
+    def confirm_erased(self, seq: int) -> None:
+        """Keep that entry, in place of earlier ones."""
+        with suppress(ModelHubError), self.connection() as conn:
+            sql = Sql(conn, self.dialect)
+            sql.run("INSERT INTO modelhub_erased VALUES (?) ON CONFLICT DO NOTHING", seq)
+            sql.run("DELETE FROM modelhub_erased WHERE seq < ?", seq)
 
     # --- the inbox -----------------------------------------------------------------------------
 
@@ -782,11 +811,12 @@ class SharedLedger:
         if len(records) == 2:
             check_chain((records[0].seq, records[0].chain), records[1:])
 
-    def erased(self) -> None:
+    def erased(self, *, patient: bool = True) -> bool:
         """Leave nothing of what was erased in free pages or in the write-ahead log of a SQLite file."""
-        if self.store.dialect == "sqlite":
-            with self.store.connection() as conn:
-                wipe(conn)
+        if self.store.dialect != "sqlite":
+            return True
+        with self.store.connection() as conn:
+            return wipe(conn, patient=patient)
 
     def rebuild(self) -> None:
         """Empty the index and fold it again, in one transaction.
