@@ -57,6 +57,18 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_run] = service.begin_run()
 
 
+FAST = ("bare", "domain", "formats", "golden", "views")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark as fast what needs no server, disk or child: the pure folders, and the verbs on memory."""
+    place = item.path.relative_to(Path(__file__).parent).parts
+    parameters = getattr(item, "callspec", None)
+    on_memory = parameters is not None and parameters.params.get("reg") == "memory"
+    if item.get_closest_marker("slow") is None and (place[0] in FAST or (len(place) == 1 and on_memory)):
+        item.add_marker(pytest.mark.fast)
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Stop the servers of this run."""
     if folder := config.stash.get(_run, None):
@@ -127,8 +139,9 @@ def pg_proxy(postgres_db: str) -> Iterator[PostgresProxy]:
 @pytest.fixture(scope="session")
 def s3_endpoint() -> str:
     """Return the URL of the run's S3 server."""
-    from tests.support import service
+    from tests.support import s3, service
 
+    s3.share_descriptions()
     endpoint: str = service.facts("s3")["endpoint"]
     return endpoint
 
