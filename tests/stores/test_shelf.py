@@ -377,7 +377,9 @@ CHILD = """
 
 def start(place: Path, cache: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(CHILD), place, cache, str(FOLDER)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", textwrap.dedent(CHILD), place, cache, str(FOLDER)],
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
 

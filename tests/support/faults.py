@@ -59,7 +59,6 @@ class Sites(set[Site]):
         self.depth = depth
 
 
-
 SHORT: Literal["short"] = "short"
 """A write takes half of the bytes and reports so, without an error; the program must go on with the rest."""
 KILL: Literal["kill"] = "kill"
