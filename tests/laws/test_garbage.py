@@ -41,10 +41,15 @@ def stored(reg: Registry) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_only_what_nothing_needs_goes(kind: str, make_home: MakeHome, tmp_path: Path) -> None:
+def test_only_what_nothing_needs_goes(
+    kind: str, make_home: MakeHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A dry run changes nothing; a real one deletes strays after their grace, and nothing that anything names."""
+    inline = 1000 if os.environ.get("THOROUGH_TESTS") else 50
+    monkeypatch.setattr("modelhub_sdk.registry._INLINE_FILES", inline)
     with make_home(kind).opened() as reg:
-        reg.register("churn", {f"{n}": b"%d" % n for n in range(1100)})  # its manifest is a document
+        many = {f"{n}": b"%d" % n for n in range(inline + 100)}
+        reg.register("churn", many)  # its manifest is a document
         reg.attach("churn/v1", "roc.txt", b"curve")
         reg.add_evaluation("churn/v1", {"auc": 1}, files={"e": b"evaluated"})
         reg.create_dataset_version("clicks/v1", {"a.csv": b"data"})

@@ -26,8 +26,8 @@ COPIED = ("src", "tests", "docs", "examples", "conftest.py", "pyproject.toml", "
 VERBS = "tests/test_*.py"
 AREAS = {
     "domain": ["tests/domain", VERBS, "tests/testing/test_machine.py"],
-    "formats": ["tests/formats", "tests/test_ingest.py", "tests/stores", VERBS],
-    "views": ["tests/views", VERBS],
+    "formats": ["tests/formats", "tests/test_ingest.py", "tests/stores", "tests/test_versions.py"],
+    "views": ["tests/views"],
     "blobs": ["tests/blobs", "tests/test_resolve.py", "tests/laws/test_resolve_faults.py"],
     "stores": ["tests/stores", VERBS, "tests/laws"],
     "index": [
