@@ -15,7 +15,8 @@ from tests.support.homes import ALL, Home
 
 PROCESSES = 8
 EACH = 50
-EACH_ON_S3 = 50 if os.environ.get("THOROUGH_TESTS") else 8  # a registration there is a dozen requests to one server
+# A registration there is a dozen requests to one server.
+EACH_ON_S3 = 50 if os.environ.get("THOROUGH_TESTS") else 8
 
 MakeHome = Callable[[str], Home]
 Call = tuple[int, float, float]

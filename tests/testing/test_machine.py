@@ -16,6 +16,8 @@ from tests.support import postgres
 
 THOROUGH = bool(os.environ.get("THOROUGH_TESTS"))
 TIMES = max(1, settings.default.max_examples // 200)  # more with HYPOTHESIS_PROFILE=thorough
+# A smaller example is worth minutes of shrinking to whoever hunts, and not to whoever lands a change.
+PHASES = [Phase.generate, Phase.shrink] if THOROUGH else [Phase.generate]
 
 
 def run(machine: type[RegistryMachine], examples: int, steps: int) -> None:
@@ -26,7 +28,7 @@ def run(machine: type[RegistryMachine], examples: int, steps: int) -> None:
             max_examples=examples * TIMES,
             stateful_step_count=steps,
             deadline=None,
-            phases=[Phase.generate, Phase.shrink] if THOROUGH else [Phase.generate],  # shrinking takes minutes
+            phases=PHASES,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
         ),
     )
