@@ -73,7 +73,7 @@ def pod(
 ) -> Iterator[Pod]:
     monkeypatch.setattr(patience, "_PATIENCE", 3.0)
     monkeypatch.setattr(patience, "_GRACE", 1.0)
-    monkeypatch.setattr(patience, "_SLOWEST", 1 << 20)
+    monkeypatch.setattr(patience, "_SLOWEST", RANGE // 4)  # four seconds for a range
     monkeypatch.setattr(readers, "_RANGE", RANGE)
     with hub.open(f"{s3_bucket.url}/r", create=True, cache_dir=tmp_path / "author") as author:
         author.register("m", FILES)
