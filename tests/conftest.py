@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+from hypothesis.internal.conjecture import engine
 
 if TYPE_CHECKING:
     from modelhub_sdk import Registry
@@ -16,29 +17,56 @@ if TYPE_CHECKING:
     from tests.support.s3 import Bucket
     from tests.support.s3proxy import S3Proxy
 
+THOROUGH = bool(os.environ.get("THOROUGH_TESTS"))
+"""Everything at full size, with new examples, seeds and orders each time; else the same tests in the same order."""
+
 hypothesis.settings.register_profile(
     "quick",
     max_examples=60,
     deadline=None,  # the machine is shared; pytest-timeout catches what hangs
-    derandomize=bool(os.environ.get("CI")),  # a landing is judged by the same examples each time
+    derandomize=True,
+    database=None,
+    phases=set(hypothesis.Phase) - {hypothesis.Phase.explain},
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
     print_blob=True,
 )
-hypothesis.settings.register_profile("thorough", hypothesis.settings.get_profile("quick"), max_examples=2000)
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+_fresh = hypothesis.settings(
+    hypothesis.settings.get_profile("quick"), derandomize=False, phases=set(hypothesis.Phase)
+)
+hypothesis.settings.register_profile("full", _fresh, max_examples=200)
+hypothesis.settings.register_profile("thorough", _fresh, max_examples=2000)  # hours, for hunting
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("full" if THOROUGH else "quick"))
+# A failure is news; a smaller example of it five minutes later is not.
+engine.MAX_SHRINKING_SECONDS = 300 if THOROUGH else 30
 
 _run = pytest.StashKey[Path | None]()
 
 FOREIGN = ("MODELHUB_", "AWS_", "VH_", "VALOHAI_", "PG", "GIT_", "XDG_")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the run's folder, in the process that owns the run (the workers of xdist inherit it)."""
+    """Fix order and seeds; make the run's folder, in the process that owns the run (xdist's workers inherit it)."""
+    if not THOROUGH and getattr(config.option, "randomly_seed", None) == "default":
+        config.option.randomly_seed = 1
+        config.option.randomly_reorganize = False
     try:
         from tests.support import service
     except ImportError:  # a bare environment: no psutil, hence no servers
         return
     config.stash[_run] = service.begin_run()
+
+
+FAST = ("bare", "domain", "formats", "golden", "views")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark as fast what needs no server, disk or child: the pure folders, and the verbs on memory."""
+    place = item.path.relative_to(Path(__file__).parent).parts
+    parameters = getattr(item, "callspec", None)
+    on_memory = parameters is not None and parameters.params.get("reg") == "memory"
+    if item.get_closest_marker("slow") is None and (place[0] in FAST or (len(place) == 1 and on_memory)):
+        item.add_marker(pytest.mark.fast)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -111,8 +139,9 @@ def pg_proxy(postgres_db: str) -> Iterator[PostgresProxy]:
 @pytest.fixture(scope="session")
 def s3_endpoint() -> str:
     """Return the URL of the run's S3 server."""
-    from tests.support import service
+    from tests.support import s3, service
 
+    s3.share_descriptions()
     endpoint: str = service.facts("s3")["endpoint"]
     return endpoint
 

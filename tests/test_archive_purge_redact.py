@@ -233,12 +233,20 @@ def test_which_files_to_purge(reg: Registry):
     before = blobs(reg)
     with pytest.raises(hub.InvalidName, match="names no file"):
         reg.purge("churn/v1", "x", files=[])
-    with pytest.raises(hub.InvalidName, match=r"exact paths.*own\.bin"):
+    with pytest.raises(hub.InvalidName, match=r"exact paths.*churn/v1"):
         reg.purge("churn/v1", "x", files=["*.bin"])
     with pytest.raises(hub.NotFound, match=r"exact paths.*own\.bin"):
         reg.purge("churn/v1", "x", files="own")
     assert blobs(reg) == before
     assert reg.purge("churn/v1", "x", files="own.bin").purged_files == ("own.bin",)
+
+
+@pytest.mark.parametrize("files", [["empty", ""], ["", "own.bin"], "a/../b", [".."]])
+@pytest.mark.parametrize("ref", ["churn/v1", "churn/v99", "nothing/v1"])
+def test_paths_to_purge_are_checked_before_anything_is_looked_up(reg: Registry, ref: str, files: list[str]):
+    """A path that is none is refused as a name, also beside one that is not there and where no version is."""
+    with pytest.raises(hub.InvalidName):
+        reg.purge(ref, "x", files=files)
 
 
 @ALL

@@ -824,10 +824,11 @@ class Registry(RegistryView):
         said = reason_of(reason)
         switch(force, "force")
         uri = fixed_uri(ref, "purge")
+        paths = None if files is None else _exact_paths(uri, files)
         with self._core.view() as view:
             version = found_version(view, uri.name, pin(view, uri))
         files_of = self._manifest_to_purge(version, whole=files is None)
-        paths = None if files is None else _exact_paths(version, files, files_of)
+        _check_present(version, paths or (), files_of)
         used = len(self.uses(version))
         from modelhub_sdk import garbage
 
@@ -1690,30 +1691,42 @@ class Registry(RegistryView):
         raise AttributeError(f"Registry has no attribute {name!r}.", name=name, obj=self)
 
 
-def _exact_paths(version: ModelVersion, given: Any, files: Sequence[File]) -> list[str]:
-    """Return the paths of *files* that are to be purged, as they were *given*, sorted.
+def _exact_paths(uri: ModelURI, given: Any) -> list[str]:
+    """Return the paths of *uri* that are to be purged, as they were *given*, sorted.
 
     Raises:
         InvalidName: none was given, or something that is no path.
-        NotFound: the version has no such file.
     """
-    asked = [given] if isinstance(given, str) else listed(given, "files")
-    if not asked:
+    paths = [given] if isinstance(given, str) else listed(given, "files")
+    if not paths:
         raise InvalidName(
             "files= names no file.", hint="Name the paths to purge; leave files= away to purge the version."
         )
-    known = {file.path for file in files}
-    for path in asked:
-        if path in known:
-            continue
-        some = ", ".join(shown(one) for one in sorted(known)[:5]) + (", ..." if len(known) > 5 else "")
-        hint = f"purge takes exact paths, no patterns; {version.uri} has {some}."
+    for path in paths:
         try:
             names.check_path(path)
         except InvalidName as error:
+            hint = f"purge takes exact paths, no patterns; reg.version({str(uri)!r}).files has them."
             raise InvalidName(error.message, hint=hint) from None
-        raise NotFound(f"{version.uri} has no file {shown(path)}.", hint=hint, nearest=nearest(path, known))
-    return sorted(set(asked))
+    return sorted(set(paths))
+
+
+def _check_present(version: ModelVersion, paths: Iterable[str], files: Sequence[File]) -> None:
+    """Check that each of *paths* is one of the *files* that *version* was registered with.
+
+    Raises:
+        NotFound: the version has no such file.
+    """
+    present = {file.path for file in files}
+    for path in paths:
+        if path not in present:
+            some = ", ".join(shown(name) for name in sorted(present)[:5]) + (
+                ", ..." if len(present) > 5 else ""
+            )
+            hint = f"purge takes exact paths, no patterns; {version.uri} has {some}."
+            raise NotFound(
+                f"{version.uri} has no file {shown(path)}.", hint=hint, nearest=nearest(path, present)
+            )
 
 
 def _is_dataset(ref: object) -> bool:

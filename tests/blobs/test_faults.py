@@ -130,7 +130,7 @@ def test_storing_survives_every_fault(tmp_path: Path, fault: Any) -> None:
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "big").write_bytes(pattern(400_000))
     (tmp_path / "src" / "small").write_bytes(b"small")
-    for one in every_call(fault, under=[tmp_path], numbers=faults.some()):
+    for one in every_call(fault, under=[tmp_path], seen=faults.sites()):
         store = BlobStore(tmp_path / f"s{one.n}", registry_id="r1")
         done = False
         with one, contextlib.suppress(ModelHubError):
@@ -150,7 +150,7 @@ def test_storing_survives_every_fault(tmp_path: Path, fault: Any) -> None:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_fetching_survives_every_fault(tmp_path: Path, stored: BlobStore, fault: Any) -> None:
     """Every call of a fetch into the cache and of making a folder may fail, without a wrong entry."""
-    for one in every_call(fault, under=[tmp_path], numbers=faults.some()):
+    for one in every_call(fault, under=[tmp_path], seen=faults.sites()):
         world = World(tmp_path, one.n, stored)
         done = False
         with one, contextlib.suppress(ModelHubError):
@@ -168,7 +168,7 @@ def test_fetching_survives_every_fault(tmp_path: Path, stored: BlobStore, fault:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_placing_survives_every_fault(tmp_path: Path, stored: BlobStore, fault: Any) -> None:
     """Every call of replacing a version by another may fail: one of the two stands, whole; the retry works."""
-    for one in every_call(fault, under=[tmp_path], numbers=faults.some()):
+    for one in every_call(fault, under=[tmp_path], seen=faults.sites()):
         world = World(tmp_path, one.n, stored)
         world.place(world.one)
         for file in world.files(world.two):
@@ -202,7 +202,7 @@ def _killed(
     def operation(ack: Any) -> None:
         work(world)
 
-    for _death in every_death(operation, under=[tmp_path], numbers=faults.some()):
+    for _death in every_death(operation, under=[tmp_path], seen=faults.sites()):
         world.whole()
         check(world)
         number += 1

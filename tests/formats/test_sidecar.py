@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import time
 
@@ -498,12 +499,13 @@ def test_many_problems_are_counted():
 
 
 def test_many_files():
-    """A hundred thousand files with properties are read in seconds."""
+    """A hundred thousand files with properties are read in seconds, a fifth of them in a fifth of those."""
+    count = 100_000 if os.environ.get("THOROUGH_TESTS") else 20_000
     start = time.process_time()
-    found = parse_jsonl(lines(*[about({"a": n, "valohai.tags": ["t"]}, f"d/f{n}") for n in range(100_000)]))
+    found = parse_jsonl(lines(*[about({"a": n, "valohai.tags": ["t"]}, f"d/f{n}") for n in range(count)]))
     assert found.problems == ()
-    assert [e.properties["a"] for e in found.entries] == list(range(100_000))
-    assert time.process_time() - start < 15
+    assert [e.properties["a"] for e in found.entries] == list(range(count))
+    assert time.process_time() - start < 15 * count / 100_000
 
 
 @pytest.mark.parametrize(

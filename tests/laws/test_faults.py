@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import inspect
+import itertools
 import json
 import os
 import signal
@@ -183,6 +184,11 @@ def _acknowledged(result: Any) -> list[Any]:
     return []
 
 
+def sites(verb: str) -> faults.Sites | None:
+    """Return where faults are to hit: in a resolve line by line, since `tests/blobs` tells their callers apart."""
+    return faults.sites(1 if verb == "resolve" else 2)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(170)
 @pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EIO, SHORT], ids=["ENOSPC", "EIO", "short"])
@@ -192,7 +198,7 @@ def test_any_call_may_fail(kind: str, name: str, fault: faults.Fault, tmp_path: 
     """Whichever I/O call fails, the error is ours, and nothing is lost, doubled or left half-made."""
     rounds, verb = Rounds(kind, tmp_path), VERBS[name]
     count = 0
-    for one in every_call(fault, numbers=faults.some()):
+    for one in every_call(fault, seen=sites(name)):
         at = rounds.fresh()
         acknowledged: list[Any] = []
         with at.opened() as registry:
@@ -215,15 +221,15 @@ def test_any_call_may_fail(kind: str, name: str, fault: faults.Fault, tmp_path: 
 def test_it_may_die_at_any_call(kind: str, name: str, tmp_path: Path) -> None:
     """SIGKILL at any I/O call, a write torn in the middle: the next process goes on as if nothing had been."""
     rounds, verb = Rounds(kind, tmp_path), VERBS[name]
-    count = 0
-    for n in faults.some():
+    count, seen = 0, sites(name)
+    for n in itertools.count(1):
         at = rounds.fresh()
 
         def operation(ack: faults.Ack, at: Home = at) -> None:
             with at.opened() as registry:
                 ack(_acknowledged(verb.do(registry, at)))
 
-        outcome = in_child(operation, n, KILL, under=[tmp_path])
+        outcome = in_child(operation, n, KILL, under=[tmp_path], seen=seen)
         acknowledged = [one for some in outcome.acked for one in some]
         assert outcome.state != "raised", outcome.value
         _check(at, verb, rounds.before, acknowledged, f"death at call {n}")
@@ -238,7 +244,7 @@ def test_it_may_die_at_any_call(kind: str, name: str, tmp_path: Path) -> None:
 def test_a_registry_in_memory_with_failing_blobs(fault: int, tmp_path: Path) -> None:
     """With the journal in memory and the bytes on a disk that fails, a registration happens whole or not at all."""
     count = 0
-    for one in every_call(fault, numbers=faults.some()):
+    for one in every_call(fault, seen=faults.sites()):
         with hub.open("memory://", user="tester", cache_dir=tmp_path / "cache") as registry:
             with one, contextlib.suppress(ModelHubError):
                 registry.register("m", FILES, idempotency_key="once")
@@ -277,7 +283,8 @@ def test_a_disk_that_stays_full(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", LOCAL)
 def test_making_a_registry_may_die_at_any_call(kind: str, tmp_path: Path) -> None:
     """Killed anywhere in the first use of a place, the next process makes or finds one sound registry there."""
-    for n in faults.some():
+    seen = faults.sites()
+    for n in itertools.count(1):
         at = home(kind, tmp_path / str(n))
 
         def operation(ack: faults.Ack, at: Home = at) -> None:
@@ -286,7 +293,7 @@ def test_making_a_registry_may_die_at_any_call(kind: str, tmp_path: Path) -> Non
             ) as registry:  # not create=True: as users do
                 ack(registry.verify().head)
 
-        outcome = in_child(operation, n, KILL, under=[tmp_path])
+        outcome = in_child(operation, n, KILL, under=[tmp_path], seen=seen)
         with hub.open(at.url, cache_dir=at.cache, user="tester") as registry:
             verification = registry.verify()
             assert verification.ok, verification.problems

@@ -41,10 +41,15 @@ def stored(reg: Registry) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_only_what_nothing_needs_goes(kind: str, make_home: MakeHome, tmp_path: Path) -> None:
+def test_only_what_nothing_needs_goes(
+    kind: str, make_home: MakeHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A dry run changes nothing; a real one deletes strays after their grace, and nothing that anything names."""
+    inline = 1000 if os.environ.get("THOROUGH_TESTS") else 50
+    monkeypatch.setattr("modelhub_sdk.registry._INLINE_FILES", inline)
     with make_home(kind).opened() as reg:
-        reg.register("churn", {f"{n}": b"%d" % n for n in range(1100)})  # its manifest is a document
+        many = {f"{n}": b"%d" % n for n in range(inline + 100)}
+        reg.register("churn", many)  # its manifest is a document
         reg.attach("churn/v1", "roc.txt", b"curve")
         reg.add_evaluation("churn/v1", {"auc": 1}, files={"e": b"evaluated"})
         reg.create_dataset_version("clicks/v1", {"a.csv": b"data"})
@@ -487,6 +492,8 @@ def test_collectors_beside_registrations(kind: str, make_home: MakeHome, tmp_pat
     with home.opened():
         pass
     rounds = 12 if kind == "s3" else 20
+    if not os.environ.get("THOROUGH_TESTS"):
+        rounds //= 3
     crowd = [("register", home.url, str(tmp_path / f"c{n}"), home.artifacts, n, rounds) for n in range(4)]
     crowd += [("collect", home.url, str(tmp_path / f"c{n}"), home.artifacts, n, rounds // 2) for n in (8, 9)]
     told = together(_either, crowd)
@@ -521,7 +528,7 @@ def test_killed_collectors(kind: str, make_home: MakeHome, tmp_path: Path) -> No
     random.seed(7)
     with home.opened() as reg, pytest.MonkeyPatch.context() as patch:
         patch.setattr(core, "DELETING", 0.3)
-        for turn in range(6):
+        for turn in range(6 if os.environ.get("THOROUGH_TESTS") else 3):
             child = subprocess.Popen(
                 [sys.executable, "-c", textwrap.dedent(code), home.url, str(tmp_path / "other")]
             )
@@ -532,7 +539,7 @@ def test_killed_collectors(kind: str, make_home: MakeHome, tmp_path: Path) -> No
             child.wait()
             killer.join()
         check_sound(reg)
-        assert reg.versions(limit=100).total == 60
+        assert reg.versions(limit=100).total == (turn + 1) * 10
         assert reg.stats().missing == 0
 
 

@@ -144,6 +144,7 @@ def test_a_status_edited_by_hand_is_found(tmp_path: Path) -> None:
         reg.register("m", {"a": b"1"})
         with sqlite3.connect(tmp_path / "r.db") as conn:
             assert conn.execute("UPDATE mh1_fact SET value = 'approved' WHERE name = 'status'").rowcount == 1
+        conn.close()
         assert reg.latest("m") is not None
         found = reg.verify()
         assert not found

@@ -13,7 +13,7 @@ import textwrap
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,29 @@ import pytest
 import modelhub_sdk as hub
 from modelhub_sdk import Registry
 from modelhub_sdk.index import schema
-from modelhub_sdk.stores.files import Disk
-from modelhub_sdk.stores.shelf import FOLDER, KEPT, Shelf
+from modelhub_sdk.stores import files, shelf
+from modelhub_sdk.stores.files import Disk, FileStore
+from modelhub_sdk.stores.shelf import KEPT, Shelf
 from modelhub_sdk.verification import _digests
 from tests.support.homes import files_in
 
-ENTRIES = 2_300
+FOLDER = shelf.FOLDER if os.environ.get("THOROUGH_TESTS") else 100
+"""Entries in a full folder: a tenth of what is usual is packed and published by the same code."""
+ENTRIES = 2 * FOLDER + 3 * FOLDER // 10
 SECRET = "call Jane on 555 0199"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _small_folders() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shelf, "FOLDER", FOLDER)
+        patch.setattr(files, "FOLDER", FOLDER)
+        patch.setattr(FileStore, "every", FOLDER)
+        yield
+
+
 @pytest.fixture(scope="module")
-def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def long(_small_folders: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a journal of `ENTRIES` entries, and nothing derived from it."""
     place = tmp_path_factory.mktemp("long") / "registry"
     with hub.open("memory://", user="ann") as reg:
@@ -141,7 +153,8 @@ def test_commits_publish(client: Client) -> None:
         for n in range(FOLDER - ENTRIES % FOLDER):
             reg.comment("churn/v1", f"{n}")
     names = sorted(os.listdir(client.place / "checkpoints"))
-    assert [int(name[:10]) // 100 for name in names] == [ENTRIES // 100, (ENTRIES + 700) // 100]
+    tenth = FOLDER // 10
+    assert [int(name[:10]) // tenth for name in names] == [ENTRIES // tenth, ENTRIES // tenth + 7]
     assert len(os.listdir(client.place / "packs")) == 3
     with client.open() as reg:
         reg.edit_version("churn/v1", note="later")
@@ -240,7 +253,7 @@ def test_a_bad_checkpoint(how: str, client: Client) -> None:
     published(client)
     DAMAGE[how](client.checkpoint())
     with client.open() as reg:
-        assert client.calls["get journal"] < 500
+        assert client.calls["get journal"] < ENTRIES - 2 * FOLDER + 40
         check(reg)
 
 
@@ -356,6 +369,8 @@ def test_redacting_beside_a_publisher(
 
 CHILD = """
     import sys, modelhub_sdk as hub
+    from modelhub_sdk.stores import files, shelf
+    shelf.FOLDER = files.FOLDER = files.FileStore.every = int(sys.argv[3])
     with hub.open(sys.argv[1], cache_dir=sys.argv[2]) as reg:
         print(reg.version("churn/v1").fields["n"], flush=True)
 """
@@ -363,7 +378,9 @@ CHILD = """
 
 def start(place: Path, cache: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(CHILD), place, cache], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", textwrap.dedent(CHILD), place, cache, str(FOLDER)],
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
 

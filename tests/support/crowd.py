@@ -8,6 +8,8 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 Tell = Callable[[Any], None]
@@ -28,10 +30,7 @@ def together(
     Raises:
         AssertionError: one failed, died, or did not end within *timeout* seconds.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["modelhub_sdk.registry", "modelhub_sdk.ingest", "tests.support.crowd", *_drivers()]
-    )
+    context = _context()
     start = context.Barrier(len(crowd))
     told: list[list[Any]] = [[] for _ in crowd]
     troubles: list[str] = []
@@ -68,6 +67,35 @@ def together(
             troubles.append(f"a process ended with {child.exitcode}")
     assert not troubles, "\n".join(troubles[:3])
     return told
+
+
+def fresh(work: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Connection]:
+    """Start ``work(pipe, *arguments)`` in a fresh process of that server; return it and the other end of the pipe.
+
+    What it raises is its traceback on standard error, and its exit code 1.
+    """
+    context = _context()
+    mine, theirs = context.Pipe()
+    child = context.Process(target=_be_fresh, args=(work, theirs, dict(os.environ), arguments))
+    child.start()
+    theirs.close()
+    return child, mine
+
+
+def _be_fresh(
+    work: Callable[..., None], pipe: Connection, environment: dict[str, str], arguments: tuple[Any, ...]
+) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    work(pipe, *arguments)
+
+
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["modelhub_sdk.registry", "modelhub_sdk.ingest", "tests.support.crowd", *_drivers()]
+    )
+    return context
 
 
 def _drivers() -> list[str]:

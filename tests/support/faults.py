@@ -32,7 +32,6 @@ import io
 import itertools
 import os
 import pickle
-import random
 import select
 import signal
 import stat
@@ -48,6 +47,17 @@ from typing import Any, Literal, Self
 
 Ack = Callable[[Any], None]
 Fault = int | Literal["short", "kill"]
+Site = tuple[str, ...]
+"""What is called, and where from."""
+
+
+class Sites(set[Site]):
+    """Call sites that a fault has hit, each known by so many lines of the library."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.depth = depth
+
 
 SHORT: Literal["short"] = "short"
 """A write takes half of the bytes and reports so, without an error; the program must go on with the rest."""
@@ -63,6 +73,9 @@ _GROWS = _WRITES | {
 }  # fmt: skip
 _ONLY = {errno.EMFILE: _OPENS, errno.ENFILE: _OPENS, errno.ENOSPC: _GROWS, errno.EDQUOT: _GROWS}
 
+THOROUGH = bool(os.environ.get("THOROUGH_TESTS"))
+_LIBRARY = f"{os.sep}modelhub_sdk{os.sep}"
+
 _active: FaultAt | None = None
 
 
@@ -77,6 +90,8 @@ class FaultAt(contextlib.AbstractContextManager["FaultAt"]):
         calls: count only these kinds (the names in `log`).
         after: carry the call out first, and then report failure (or die): a lost answer.
         sticky: all later calls that *fault* can befall fail too: a disk stays full.
+        seen: the call sites that have had their turn (see `sites`). The first call from another one is
+            hit, whatever *n*, and its site is added.
 
     Attributes:
         fired: whether the call came.
@@ -93,6 +108,7 @@ class FaultAt(contextlib.AbstractContextManager["FaultAt"]):
         calls: Sequence[str] = (),
         after: bool = False,
         sticky: bool = False,
+        seen: Sites | None = None,
     ) -> None:
         self.n = n
         self.fault = fault
@@ -102,6 +118,8 @@ class FaultAt(contextlib.AbstractContextManager["FaultAt"]):
         self.entered = False
         self.call: str | None = None
         self.log: list[str] = []
+        self.at_site: Callable[[Site], Any] = lambda site: None
+        self._seen = seen
         self._under = tuple(os.path.realpath(path) for path in under)
         self._calls = frozenset(calls)
         self._lock = threading.Lock()
@@ -133,8 +151,15 @@ class FaultAt(contextlib.AbstractContextManager["FaultAt"]):
             if self.fired:
                 return self.sticky
             self.log.append(f"{kind} {path}")
-            if len(self.log) != self.n:
-                return False
+            if self._seen is None:
+                if len(self.log) != self.n:
+                    return False
+            else:
+                site = _site(kind, path, self._seen.depth)
+                if site in self._seen:
+                    return False
+                self._seen.add(site)
+                self.at_site(site)
             self.fired = True
             self.call = self.log[-1]
             return True
@@ -177,13 +202,34 @@ _FOREIGN = (
 
 
 def some() -> Iterator[int]:
-    """Yield 1, 2 … 30, and then every third number, from a random one on: over a few runs all of them.
+    """Yield 1, 2 … 10, and then every fifth number. With ``$THOROUGH_TESTS`` all of them.
 
-    With ``$THOROUGH_TESTS`` all of them in each run. Of a long operation every call would take minutes.
+    For what is counted without `FaultAt`: statements and requests.
     """
-    yield from range(1, 31)
-    step = 1 if os.environ.get("THOROUGH_TESTS") else 3
-    yield from itertools.count(31 + random.randrange(step), step)
+    yield from range(1, 11)
+    yield from itertools.count(11, 1 if THOROUGH else 5)
+
+
+def sites(depth: int = 2) -> Sites | None:
+    """Return what ``seen=`` takes: each line of the library that does I/O is hit once, however often it runs.
+
+    With *depth* 2 a helper that writes is hit once for each line that calls it. With ``$THOROUGH_TESTS`` None:
+    every call is hit. Verbs store and place files by the same few lines, hundreds of times; a fault at each of
+    those calls takes minutes and finds what a fault at each line finds.
+    """
+    return None if THOROUGH else Sites(depth)
+
+
+def _site(kind: str, path: str, depth: int) -> Site:
+    """Return what is called, on what kind of file, and the innermost lines of the library that called it."""
+    lines: list[str] = []
+    frame = sys._getframe(2)
+    while frame is not None and len(lines) < depth:
+        if _LIBRARY in frame.f_code.co_filename:
+            lines.append(f"{frame.f_code.co_filename.rpartition(_LIBRARY)[2]}:{frame.f_lineno}")
+        frame = frame.f_back  # type: ignore[assignment]
+    end = path[-4:] if kind.startswith("sqlite") else ""  # a journal, a log or the database
+    return (kind, end if end in ("-wal", "-shm", "rnal") else "", *lines)
 
 
 def every_call(
@@ -191,15 +237,14 @@ def every_call(
     *,
     start: int = 1,
     limit: int = 3000,
-    numbers: Iterator[int] | None = None,
     **options: Any,
 ) -> Iterator[FaultAt]:
-    """Yield `FaultAt` for n = 1, 2, 3 … (or *numbers*) until one has not fired: the operation ran undisturbed.
+    """Yield `FaultAt` for n = 1, 2, 3 … (or for each site not in *seen*) until one has not fired: the operation ran undisturbed.
 
     Raises:
         AssertionError: the loop did not end within *limit*, or a fault was not entered.
     """
-    for n in numbers or itertools.count(start):
+    for n in itertools.count(start):
         one = FaultAt(n, fault, **options)
         yield one
         assert one.entered, "the block of this fault was never entered"
@@ -252,8 +297,10 @@ def in_child(
     finally:
         os.close(reader)
     status = os.waitpid(child, 0)[1]
+    if options.get("seen") is not None:
+        options["seen"].update(value for kind, value in messages if kind == "site")
     acked = [value for kind, value in messages if kind == "ack"]
-    ends = [(kind, value) for kind, value in messages if kind != "ack"]
+    ends = [(kind, value) for kind, value in messages if kind not in ("ack", "site")]
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
         return Outcome("killed", None, acked, n)
     if not ends:
@@ -267,17 +314,16 @@ def every_death(
     *,
     start: int = 1,
     limit: int = 3000,
-    numbers: Iterator[int] | None = None,
     **options: Any,
 ) -> Iterator[Outcome]:
-    """Run *operation* in children that die at I/O call 1, 2, 3 … (or *numbers*), and yield each outcome.
+    """Run *operation* in children that die at I/O call 1, 2, 3 … (or at each site not in *seen*); yield each outcome.
 
     The last outcome is the first in which nothing killed it: it has finished, or raised.
 
     Raises:
         AssertionError: the loop did not end within *limit*.
     """
-    for n in numbers or itertools.count(start):
+    for n in itertools.count(start):
         outcome = in_child(operation, n, KILL, **options)
         yield outcome
         if outcome.state != "killed":
@@ -299,7 +345,9 @@ def _be_child(
 
     try:
         try:
-            with FaultAt(n, fault, **options):
+            death = FaultAt(n, fault, **options)
+            death.at_site = lambda site: say("site", site)
+            with death:
                 value = operation(lambda what: say("ack", what))
         except BaseException as error:
             say("raised", error)

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from modelhub_sdk.domain.entities import (
@@ -26,25 +25,20 @@ from modelhub_sdk.domain.entities import (
     Verification,
 )
 from modelhub_sdk.domain.values import Frozen, normalise
+from tests.support.hostile import CATALOGUE
 
 T0 = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
-_CATALOGUES = (
-    Path(__file__).parent / "hostile_inputs.json",
-    Path(__file__).parents[3] / "shared" / "cases" / "hostile_inputs.json",
-)
-
-
 @functools.cache
 def _catalogue() -> dict[str, list[dict[str, Any]]]:
-    found = next((place for place in _CATALOGUES if place.is_file()), None)
-    return json.loads(found.read_text("utf-8")) if found else {}
+    found: dict[str, list[dict[str, Any]]] = json.loads(CATALOGUE.read_text("utf-8"))
+    return found
 
 
 def cases(category: str) -> list[dict[str, Any]]:
-    """Return the hostile inputs of a category; none where the catalogue is not beside the repository."""
-    return _catalogue().get(category, [])
+    """Return the hostile inputs of a category."""
+    return _catalogue()[category]
 
 
 def digest(of: object) -> str:

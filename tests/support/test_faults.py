@@ -200,9 +200,10 @@ def test_only_paths_under_the_given_folders_count(tmp_path: Path) -> None:
 def test_the_interpreter_is_left_alone() -> None:
     """Reading modules and package metadata is not counted."""
     import importlib.metadata
-    import sysconfig
 
-    installed = [sysconfig.get_path("purelib")]  # sys.path names this checkout too, whose files do count
+    installed = [
+        str(Path(pytest.__file__).parents[1])
+    ]  # sys.path names this checkout too, whose files do count
     with FaultAt(1, errno.EIO) as fault:
         assert any(importlib.metadata.distributions(name="pytest", path=installed))
         with open(os.devnull, "w", encoding="utf-8") as nothing:

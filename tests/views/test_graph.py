@@ -360,6 +360,8 @@ def test_500_nodes_keep_nobody_waiting(shape):
         start = time.process_time()
         views.svg(wide)
         taken.append(time.process_time() - start)
+        if taken[-1] < 2.5:
+            break
     assert min(taken) < 2.5
 
 

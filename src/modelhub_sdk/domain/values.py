@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import date, datetime, time, timedelta
@@ -536,7 +537,7 @@ class _Reader:
             elif isinstance(value, (timedelta, PathLike)):
                 text = str(value)
             elif isinstance(value, (type, FunctionType, BuiltinFunctionType, MethodType)):
-                text = f"{value.__module__}.{value.__qualname__}"
+                text = f"{_public_module(value)}.{value.__qualname__}"
             else:
                 # Without the address, or the same parameters would look different in every process.
                 text = re.sub(r" at 0x[0-9A-Fa-f]+", "", repr(value))
@@ -555,8 +556,18 @@ class _Reader:
 
 def _type_name(value: object) -> str:
     kind = type(value)
-    module = kind.__module__
+    module = _public_module(kind)
     return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
+
+
+def _public_module(value: Any) -> str:
+    """Return the module that users import *value* from: ``pathlib``, where Python 3.13 says ``pathlib._local``."""
+    module = str(value.__module__)
+    parent, _, last = module.rpartition(".")
+    public = parent and last.startswith("_") and not last.startswith("__")
+    if public and getattr(sys.modules.get(parent), value.__qualname__, None) is value:
+        return parent
+    return module
 
 
 def _as_mapping(value: Any) -> Any:

@@ -67,6 +67,8 @@ class Pool:
         self._forks = _forks if sqlite else None
         self._torn = False
         _pools.add(self)
+        # Whoever never closes a registry leaves nothing open: from 3.13 on Python warns of each connection.
+        weakref.finalize(self, _close_all, self._idle).atexit = False
 
     def _take(self) -> Any:
         if self._torn:
@@ -126,16 +128,22 @@ class Pool:
     def close(self) -> None:
         """Close the idle connections."""
         with self._lock:
-            idle, self._idle = self._idle, []
-        for conn in idle:
-            with suppress(Exception):
-                conn.close()
+            idle = list(self._idle)
+            self._idle.clear()
+        _close_all(idle)
 
     def orphaned(self) -> None:
         """Begin anew in a forked child: what is open is the parent's."""
         self._torn = self._torn or (self._forks is not None and bool(self._idle or self._lent))
-        inherited((self._idle, self._lent))
-        self._lock, self._idle, self._lent = threading.Lock(), [], {}
+        inherited((list(self._idle), self._lent))
+        self._idle.clear()
+        self._lock, self._lent = threading.Lock(), {}
+
+
+def _close_all(connections: list[Any]) -> None:
+    for conn in connections:
+        with suppress(Exception):
+            conn.close()
 
 
 class _Forks:

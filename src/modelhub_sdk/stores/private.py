@@ -17,6 +17,7 @@ import stat
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -115,7 +116,10 @@ class PrivateLedger:
                 self._pool, self._memory = pool, None
                 return
         self._path, self._pool = None, None
+        if self._memory is not None:
+            self._memory.close()
         self._memory = sqlite_connect(":memory:")
+        weakref.finalize(self, _closed_by_its_maker, self._memory, os.getpid()).atexit = False
         self._create(self._memory)
 
     @staticmethod
@@ -178,6 +182,7 @@ class PrivateLedger:
         self._thread = None
         if self._memory is not None:
             inherited(self._memory)
+            self._memory = None
             self._open()
 
     # --- keeping up ----------------------------------------------------------------------------
@@ -474,6 +479,14 @@ class PrivateLedger:
         if self._memory is not None and self._pid == os.getpid():
             self._memory.close()
         self.store.close()
+
+
+def _closed_by_its_maker(conn: sqlite3.Connection, pid: int) -> None:
+    """Close *conn*, unless this is a forked child: a thread of the parent may have held its lock."""
+    if pid == os.getpid():
+        conn.close()
+    else:
+        inherited(conn)
 
 
 @contextmanager

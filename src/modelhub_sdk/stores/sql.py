@@ -367,13 +367,18 @@ class SqliteStore(SqlStore):
         before = self._inode()
         if not self.read_only:
             # Once there was a registry, an empty file in its place would only hide that it is gone.
-            conn = sqlite_connect(self.path, uri="mode=rw" if self._made else "")
-            self._inodes[id(conn)] = before or self._inode() or (0, 0)
-            return conn
+            writer = sqlite_connect(self.path, uri="mode=rw" if self._made else "")
+            self._inodes[id(writer)] = before or self._inode() or (0, 0)
+            return writer
+        conn: sqlite3.Connection | None = None
         try:
             conn = sqlite_connect(self.path, uri="mode=ro")
             conn.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()
-        except sqlite3.OperationalError:
+        except BaseException as error:
+            if conn is not None:
+                conn.close()
+            if not isinstance(error, sqlite3.OperationalError):
+                raise
             # A write-ahead file cannot be read without writing beside it, and this user may not (an image's
             # layer, a read-only mount). Nobody writes it now, or its -wal would be there.
             if os.path.exists(f"{self.path}-wal"):

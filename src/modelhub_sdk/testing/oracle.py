@@ -642,11 +642,12 @@ class Oracle(Past):
     def purge(self, ref: str, reason: str, *, files: Sequence[str] | None = None, force: bool = False) -> Row:
         """As `Registry.purge`."""
         reason = _reason(reason, required=True)
-        name, number, version = self._subject(ref, fixed=True)
+        _fixed(ref)
         if files is not None and not files:
             raise InvalidName("no file is named")
         for path in files or ():
             names.check_path(path)
+        name, number, version = self._subject(ref, fixed=True)
         if any(path not in version["files"] for path in files or ()):
             raise NotFound("no such file")
         gone = version["gone"]
