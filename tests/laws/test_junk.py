@@ -377,10 +377,12 @@ BOMB = """
 """
 
 
-def bomb(size: int, piece: bytes = b"\0" * (1 << 20)) -> bytes:
-    """Return *size* bytes, compressed as well as can be."""
+def bomb(size: int, piece: bytes) -> bytes:
+    """Return something that unpacks to *size* bytes: the same compressed piece, again and again."""
     packer = zlib.compressobj(9)
-    return b"".join(packer.compress(piece) for _ in range(size // len(piece))) + packer.flush()
+    first = packer.compress(piece) + packer.flush(zlib.Z_FULL_FLUSH)
+    again = packer.compress(piece) + packer.flush(zlib.Z_FULL_FLUSH)
+    return first + again * (size // len(piece) - 1)
 
 
 def _replace(folder: Path, data: bytes) -> None:
@@ -402,7 +404,7 @@ def test_a_bomb(where: str, what: str, thousand: Path, tmp_path: Path) -> None:
         (path,) = (place / where).iterdir()
         os.truncate(path, 1 << 40)
     else:
-        _replace(place / where, bomb(1 << 30, b"\n" * (1 << 20) if what == "lines" else b"\0" * (1 << 20)))
+        _replace(place / where, bomb(1 << 30, (b"\n" if what == "lines" else b"\0") * (1 << 20)))
     child = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(BOMB), place, tmp_path / "cache", str(400 << 20)],
         capture_output=True,

@@ -430,18 +430,20 @@ def _unpacked(pieces: Iterator[bytes], folder: int, where: str) -> list[Record]:
     """
     numbers = iter(_numbers(folder))
     records: list[Record] = []
-    rest = b""
+    parts: list[bytes] = []
     for piece in pieces:
-        rest += piece
-        start = 0
+        parts.append(piece)
+        if b"\n" not in piece:  # joined once there is something to cut: else a long line costs its square
+            continue
+        rest, start = b"".join(parts), 0
         while (end := _third_line(rest, start)) > 0:
             seq = next(numbers, None)
             if seq is None:
                 raise InvalidDocument("The pack has more entries than its folder.")
             records.append(_parsed(rest[start:end], seq, where))
             start = end
-        rest = rest[start:]
-    if rest or (records and next(numbers, None) is not None):
+        parts = [rest[start:]]
+    if any(parts) or (records and next(numbers, None) is not None):
         raise InvalidDocument("The pack has fewer entries than its folder.")
     return records
 
