@@ -55,7 +55,6 @@ def verify(
     Raises:
         StoreUnavailable: the store of the journal or of the bytes does not answer, so nothing can be said. Damage
             is never an error, also where a disk or a database reports it: it is a problem.
-        Busy: others keep the registry locked.
         NotAllowed: the registry was closed.
     """
     problems = Problems()
@@ -177,10 +176,14 @@ def _live(core: Core) -> _Live:
         raise NotAllowed(f"The registry {shown(core.url, 200)} was closed.", hint="Open it again.")
     try:
         with core.ledger.reading(trusting=True) as sql:
-            head = sql.one("SELECT seq, chain, at, registry FROM @head WHERE one = 1") or (0,)
-            return _Live(head[0], head, _digests(sql))
+            head = tuple(
+                tuple(row) for row in sql.all("SELECT one, seq, chain, at, registry FROM @head ORDER BY one")
+            )
+            return _Live(View(sql).head()[0], head, _digests(sql))
     except Exception as error:
-        if _is_outage(error):
+        if _is_outage(error) and not isinstance(
+            error, Busy
+        ):  # an index that does not fit its journal is busy for ever
             raise
         return _Live(error=error)
 
@@ -389,7 +392,7 @@ class _Walk:
                 if digest != checkpoint.tables[name]
             )
         if self.seq == self.live.seq:
-            head = (self.seq, self.digest, self.at, self.core.registry_id)
+            head = ((1, self.seq, self.digest, self.at, self.core.registry_id),)
             same = {"head": self.live.head == head} | {
                 name: digest == self.live.tables[name] for name, digest in tables.items()
             }
