@@ -179,8 +179,8 @@ class Figures:
             return f"an error that is not ours: {text}"
         if outcome == "silent":
             return None if edit.harmless else "nothing says so"
-        if outcome == "changed" and edit.harmless != "end":
-            return f"verify() is silent, and other answers: {text}"
+        if outcome == "changed":
+            return None if edit.harmless == "end" else f"verify() is silent, and other answers: {text}"
         if edit.names and not any(name in text for name in edit.names):
             return f"the place is not named ({outcome}): {text[:400]}"
         return None
