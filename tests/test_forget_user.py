@@ -106,7 +106,8 @@ def test_the_name_is_in_no_cell_of_postgresql(postgres_db: str, tmp_path: Path) 
         everywhere(reg, JANE)
         reg._core.host = "vm"
         reg.forget_user(JANE, "asked to")
-        with reg._core.place.store.connection() as conn:
+        store: Any = reg._core.place.store
+        with store.connection() as conn:
             names = [
                 row[0]
                 for row in conn.execute(
@@ -134,8 +135,9 @@ def test_the_name_is_in_no_object_on_s3(s3_bucket: Any, tmp_path: Path) -> None:
         reg.resolve("m/v1")
         reg.forget_user(JANE, "asked to")
         assert reg.verify().ok
-        fs = reg._core.place.store.medium._fs
-        objects = fs.find(reg._core.place.store.medium.root)
+        store: Any = reg._core.place.store
+        fs = store.medium._fs
+        objects = fs.find(store.medium.root)
         assert len(objects) > 4
         assert [one for one in objects if b"jane" in fs.cat_file(one)] == []
     assert named(b"jane", tmp_path) == []

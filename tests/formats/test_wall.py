@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelhub_sdk.domain import events as ev
 from modelhub_sdk.domain import names, stored
 from modelhub_sdk.domain.entities import Datum, File, ModelVersion
 from modelhub_sdk.errors import InvalidDocument, InvalidName, JournalTooNew
@@ -327,6 +328,7 @@ def test_an_unknown_kind_is_kept_unless_it_is_nested_too_deeply() -> None:
     """An event of a later release is kept as it is; one that nothing can walk through is refused."""
     record = RECORDS[-1]
     kept = codec.decode(_with(record, ("events",), [{"kind": "later", "path": "../x", "deep": [[["x"]]]}]))
+    assert isinstance(kept.events[0], ev.Unknown)
     assert kept.events[0].data["path"] == "../x"
     for event in ({"kind": "later", "deep": DEEP}, {"kind": "registry.thawed", "new": DEEP}):
         with pytest.raises(InvalidDocument, match="nested deeper"):

@@ -407,7 +407,8 @@ def test_a_forged_checkpoint_leads_nowhere(path: str, filled: Filled, here: Path
         conn.execute("UPDATE mh1_event SET doc = ? WHERE kind = 'version.registered'", (json.dumps(raw),))
         conn.commit()
     with place.opened() as reg:
-        reg._core.place.store.shelf.publish(1, reg._core.ledger._snapshot)
+        parts: Any = reg._core
+        parts.place.store.shelf.publish(1, parts.ledger._snapshot)
     assert list(place.folder.glob("registry/checkpoints/*"))
     errors = tried(here, place)
     assert outside(here) == before

@@ -23,6 +23,7 @@ from modelhub_sdk.blobs.store import BlobStore
 from modelhub_sdk.domain import events as ev
 from modelhub_sdk.errors import Conflict, InvalidDocument, NotAllowed, NotFound, Purged
 from modelhub_sdk.formats import codec
+from modelhub_sdk.ports import SequenceTaken
 from tests.support.crowd import together
 from tests.support.homes import ALL, Home, check_sound
 
@@ -574,8 +575,8 @@ class Waits:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = time.monotonic()
         self.slept = 0.0
-        monkeypatch.setattr(core.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(core.time, "sleep", self._sleep)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "sleep", self._sleep)
 
     def _sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -691,7 +692,7 @@ def test_a_slow_commit_takes_nothing_of_the_lease(reg: Registry, monkeypatch: py
             tries.append(1)
             if len(tries) == 1:
                 now[0] += core.LEASE + 1
-                raise core.SequenceTaken(0)
+                raise SequenceTaken(0)
             return events
 
         return attempt(self, entry_id, scope, slow, *rest)
