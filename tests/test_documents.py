@@ -95,3 +95,15 @@ def test_the_two_commands() -> None:
     assert second == "python -m pip install nox && nox"
     ci = (ROOT / ".ci/run").read_text("utf-8")
     assert re.search(r"python -m pip install (--quiet )?nox\n(python -m )?nox\b", ci)
+
+
+def test_each_guarantee_names_its_test() -> None:
+    """Every line of the tables of guarantees names tests that exist."""
+    page = (ROOT / "docs/explanation/guarantees.md").read_text("utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| **")]
+    assert len(rows) > 20
+    for row in rows:
+        tests = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row.rpartition(" | ")[2])
+        assert tests, row
+        for file, name in tests:
+            assert f"def {name}(" in (ROOT / file).read_text("utf-8"), f"{file}::{name}"

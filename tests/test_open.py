@@ -6,10 +6,14 @@ import copy
 import logging
 import os
 import pickle
+import re
+import sqlite3
 import stat
 import threading
 import time
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,8 @@ import pytest
 import modelhub_sdk as hub
 from modelhub_sdk import Registry
 from modelhub_sdk.hub import default
+from modelhub_sdk.stores import connections
+from modelhub_sdk.stores import sql as sqlite_stores
 
 
 def works(reg: Registry) -> str:
@@ -472,3 +478,39 @@ def test_an_outage_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("modelhub_sdk.hub._AGAIN", 0.0)
     assert hub.resolve("m/v1").as_of > datetime.now(UTC) - timedelta(seconds=5)
     default().close()
+
+
+# --- a file that others are just making
+
+
+@pytest.mark.parametrize("lock", ["EXCLUSIVE", "IMMEDIATE"])
+def test_a_fresh_file_that_another_process_holds_is_waited_for(lock: str, tmp_path: Path) -> None:
+    """Opening a fresh SQLite file waits for its lock, although SQLite itself does not wait to change the mode."""
+    holder = sqlite3.connect(tmp_path / "r.db", isolation_level=None, check_same_thread=False)
+    holder.execute(f"BEGIN {lock}")
+    holder.execute("CREATE TABLE other (x)")
+    timer = threading.Timer(0.4, holder.execute, ["ROLLBACK"])
+    timer.start()
+    try:
+        with hub.open(f"sqlite:///{tmp_path}/r.db") as reg:
+            assert timer.finished.is_set()
+            assert reg.register("m", {"f": b"x"}).number == 1
+    finally:
+        timer.join()
+        holder.close()
+
+
+def test_busy_claims_no_wait_that_did_not_happen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error of a locked file says how long this call tried."""
+    monkeypatch.setattr(connections, "PATIENCE", 0.2)
+    with closing(sqlite3.connect(tmp_path / "r.db", isolation_level=None)) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        begun = time.monotonic()
+        with (
+            monkeypatch.context() as patch,
+            pytest.raises(hub.Busy, match=r"gave up after (\d+\.\d) s") as caught,
+        ):
+            patch.setattr(sqlite_stores, "sqlite_connect", partial(connections.sqlite_connect, timeout=0.2))
+            hub.open(f"sqlite:///{tmp_path}/r.db")
+        seconds = float(re.search(r"after (\d+\.\d) s", str(caught.value))[1])  # type: ignore[index]
+        assert seconds <= time.monotonic() - begun + 0.1

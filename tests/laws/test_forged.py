@@ -113,7 +113,7 @@ def relink(place: Home, records: list[Record], kind: str, edit: Edit) -> int:
         previous = codec.chain(previous, record.seq, record.scope, text)
         forged.append(Record(record.seq, record.scope, previous, text, record.private))
     with place.opened() as reg:
-        store = reg._core.place.store
+        store: Any = reg._core.place.store
         for record in forged:
             if isinstance(store, SqlStore):
                 execute(
