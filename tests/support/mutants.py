@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -138,8 +139,8 @@ def area(path: Path, copy: Path) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def caught(copy: Path, tests: list[str], timeout: float) -> bool:
-    """Run *tests* in *copy* until one fails; a run without end is caught too."""
+def fate(copy: Path, tests: list[str], timeout: float) -> str:
+    """Run *tests* in *copy* until one fails; say what became of the mutant: "no end" may be a loop, or a busy machine."""
     variables = os.environ | {"PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "2", "--timeout", "120", *tests]
     try:
@@ -147,8 +148,8 @@ def caught(copy: Path, tests: list[str], timeout: float) -> bool:
             command, cwd=copy, env=variables, capture_output=True, timeout=timeout, check=False
         )
     except subprocess.TimeoutExpired:
-        return True
-    return done.returncode != 0
+        return "no end"
+    return "caught" if done.returncode else "LIVES"
 
 
 def main() -> None:
@@ -163,7 +164,7 @@ def main() -> None:
     wanted = parser.parse_args()
     chosen = [place for place in places() if wanted.only in place[0].as_posix()]
     chosen = random.Random(wanted.seed).sample(chosen, min(wanted.count, len(chosen)))
-    count = 0
+    ends: list[str] = []
     with tempfile.TemporaryDirectory(prefix="modelhub-mutants-") as folder:
         copy = Path(folder, "copy")
         copy.mkdir()
@@ -178,14 +179,11 @@ def main() -> None:
             target = copy / path.relative_to(ROOT)
             target.write_bytes(text)
             begun = time.monotonic()
-            hit = caught(copy, area(path, copy), wanted.timeout)
+            end = fate(copy, area(path, copy), wanted.timeout)
             shutil.copy(path, target)
-            count += hit
-            print(
-                f"{number:4} {'caught' if hit else 'LIVES ':6} {time.monotonic() - begun:5.0f} s  {what}",
-                flush=True,
-            )
-    print(f"{count} of {len(chosen)} caught")
+            ends.append(end)
+            print(f"{number:4} {end:6} {time.monotonic() - begun:5.0f} s  {what}", flush=True)
+    print(", ".join(f"{count} {end}" for end, count in Counter(ends).items()), f"of {len(chosen)}")
 
 
 if __name__ == "__main__":
