@@ -55,6 +55,9 @@ PARTS = {"folder": 9, "cells": 7, "pages": 4, "postgres": 4}
 """Tests of a hundred edits, each with a registry of its own."""
 
 
+pytestmark = pytest.mark.timeout(900 if THOROUGH else 180)
+
+
 def parts(store: str) -> pytest.MarkDecorator:
     """Run a test once, or in as many parts as make some thousand edits."""
     return pytest.mark.parametrize("part", range(PARTS[store] if THOROUGH else 1))
