@@ -711,6 +711,8 @@ class SharedLedger:
         seq, chain, tables, last, link = row if row is not None else (None, "", 0, 0, "")
         if seq is None or tables < len(schema.TABLES):
             return False
+        if type(seq) is not int or seq < 0:  # SQLite keeps any value in any column
+            raise self._foreign_index(0, last, "")
         if trusting:
             return True
         if seq > last or link != chain:
