@@ -727,7 +727,7 @@ def test_uses_that_cannot_be_kept_warn_once(churn: Registry, monkeypatch: pytest
         raise StoreUnavailable("No.")
 
     monkeypatch.setattr(type(churn._core.place.store), "note", dead)
-    monkeypatch.setattr(resolver._Use, "_folder", dead)
+    monkeypatch.setattr(resolver, "_spool", dead)
     monkeypatch.setattr(resolver._Use, "_lost", 0)
     with pytest.warns(RuntimeWarning, match="could not be recorded"):
         assert tree(churn.resolve("churn/v1")) == FILES

@@ -432,7 +432,7 @@ class Core:
             going = tuple(choose(view))
             if not going:
                 return []
-            worker = f"{surroundings.process()}:{uuid.uuid4().hex[:12]}"
+            worker = f"{surroundings.process()}:{self.entropy(6).hex()}"
             begun[worker] = since_boot()
             _working[worker] = float("inf")
             return [ev.BlobsDeleting(digests=going, lease=_lease(), worker=worker)]
@@ -749,7 +749,8 @@ def _opened(
         born = codec.decode(first).events[0]
         if not isinstance(born, ev.RegistryCreated):
             raise InvalidDocument(
-                f"The journal of {shown(place.store.url, 200)} does not begin with its creation."
+                f"Entry 1 of the journal of {shown(place.store.url, 200)} is not the creation of a registry.",
+                hint="Restore the journal from a backup.",
             )
         where = born.artifacts or place.artifacts
         copied = wanted if wanted is not None else place.artifacts
@@ -912,7 +913,12 @@ def _first(
         if not journal and not may:
             raise missing
         if not read_only and not (journal and index):
-            store.create_tables()
+            try:
+                store.create_tables()
+            except NotAllowed:
+                if not journal:
+                    raise
+                # Whoever may only read finds an index of its own where the shared one is not whole.
     found = next(iter(store.read(0, limit=1)), None)
     if found is not None:
         return found

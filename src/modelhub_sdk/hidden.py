@@ -61,7 +61,7 @@ def hidden(value: Any) -> Any:
 
 def hidden_place(value: Any) -> Any:
     """Return the URL or path *value* hidden; what is neither as it is, for its own error."""
-    return hidden(value) if isinstance(value, (str, bytes, os.PathLike)) else value
+    return hidden(value) if isinstance(value, (str, os.PathLike)) else value
 
 
 def revealed(value: Any) -> Any:

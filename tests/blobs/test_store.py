@@ -913,10 +913,10 @@ def test_equal_files_are_uploaded_once(tmp_path: Path, monkeypatch: pytest.Monke
     written: Counter[str] = Counter()
     original = remote.RemoteBlobs._write
 
-    def write(self: remote.RemoteBlobs, digest: str, size: int, work: Any) -> None:
+    def write(self: remote.RemoteBlobs, digest: str, size: int, work: Any, **options: Any) -> None:
         written[digest] += 1
         time.sleep(0.02)  # seconds in which all others have seen that it is not there
-        original(self, digest, size, work)
+        original(self, digest, size, work, **options)
 
     monkeypatch.setattr(remote.RemoteBlobs, "_write", write)
     there = BlobStore(f"memory://{tmp_path.name}/once", registry_id="r1")

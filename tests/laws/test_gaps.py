@@ -252,7 +252,7 @@ def test_an_edited_head_of_the_index_never_reaches_the_journal(
     with home.opened() as reg:
         problems = reg.verify().problems
         assert problems
-        assert "Entry" not in problems[0]
+        assert damage == "ahead" or "Entry" not in problems[0]
         with pytest.raises(hub.ModelHubError):
             reg.register("m", {"a": b"2"})
         if damage == "ahead":

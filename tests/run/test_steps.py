@@ -74,7 +74,7 @@ def test_paths_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(InvalidDocument, match="cannot be read: .*too long"):
         steps.load("x" * 5000)
     (tmp_path / "valohai.yaml").mkdir()
-    with pytest.raises(InvalidDocument, match=r"valohai\.yaml' cannot be read: .*directory"):
+    with pytest.raises(InvalidDocument, match=r"valohai\.yaml' cannot be read: it is a folder"):
         steps.load(tmp_path)
 
 

@@ -98,6 +98,9 @@ def unavailable(exc: BaseException, doing: str, where: object, hint: str = "") -
 class NotAFile(OSError):
     """A FIFO, device, socket or folder lies where a regular file should be, or a file that is too large to be one."""
 
+    def __str__(self) -> str:
+        return self.strerror or super().__str__()
+
 
 DAMAGE = frozenset(
     number

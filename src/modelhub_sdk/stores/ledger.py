@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 from modelhub_sdk.domain.events import Entry
 from modelhub_sdk.errors import InvalidDocument, shown
@@ -82,6 +82,8 @@ class Ledger(Protocol):
 Head = tuple[int, str]
 """The seq and the chain digest of the last folded entry."""
 
+HeadRow = tuple[Any, ...]
+
 
 def read_head(sql: Sql) -> Head:
     """Return what the index was folded up to; ``(0, GENESIS)`` when it is empty."""
@@ -89,12 +91,16 @@ def read_head(sql: Sql) -> Head:
     return (row[0], row[1]) if row else (0, codec.GENESIS)
 
 
-def is_head(sql: Sql, record: Record) -> bool:
-    """Return whether the head of the index, its time included, is what folding *record* last makes it.
+def head_row(sql: Sql) -> HeadRow | None:
+    """Return seq, chain digest and time of the last folded entry as they stand; None when the index is empty."""
+    return sql.one("SELECT seq, chain, at FROM @head WHERE one = 1")
+
+
+def is_head(row: HeadRow | None, record: Record) -> bool:
+    """Return whether *row*, the head of an index, is what folding *record* last makes it, its time included.
 
     The next entry links to the head and is never earlier, so a damaged head would damage the journal.
     """
-    row = sql.one("SELECT seq, chain, at FROM @head WHERE one = 1")
     return row == (record.seq, record.chain, fold.micros(codec.time_of(record)))
 
 

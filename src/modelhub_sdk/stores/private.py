@@ -42,7 +42,7 @@ from modelhub_sdk.stores.connections import (
     wait_for_lock,
     wipe,
 )
-from modelhub_sdk.stores.ledger import Head, apply, check_chain, is_head, read_head
+from modelhub_sdk.stores.ledger import Head, HeadRow, apply, check_chain, head_row, is_head, read_head
 
 log = logging.getLogger("modelhub_sdk")
 
@@ -219,15 +219,16 @@ class PrivateLedger:
         with self._connection() as conn:
             if _table_count(conn) < len(schema.TABLES):
                 raise _Foreign("a table of the index is missing")
-            head = read_head(Sql(conn, "sqlite"))
-        if not head[0] and not self._begun:
-            head = self._begin()
+            row = head_row(Sql(conn, "sqlite"))
+        if row is None and not self._begun:
+            row = self._begin()
+        head = (0, codec.GENESIS) if row is None else row[:2]
         if self._tidied < 0:
             self._tidied = head[0]
         overlap = min(head[0], 1 if self._linked else 2) if check else 0
         records = list(self.store.read(head[0] - overlap, limit=BATCH))
         if overlap:
-            self._check_head(records[:overlap], overlap)
+            self._check_head(row, records[:overlap], overlap)
             records = records[overlap:]
         if not records:
             self._seen = head[0]
@@ -248,16 +249,15 @@ class PrivateLedger:
             self._seen = moved[0]
         return moved is not None and len(records) < BATCH - overlap
 
-    def _check_head(self, records: list[Record], overlap: int) -> None:
-        """Check that *records*, which end with the entry at the index's head, link up and are what was folded.
+    def _check_head(self, row: HeadRow | None, records: list[Record], overlap: int) -> None:
+        """Check that *records* link up, and that folding the last of them makes *row*, the head of the index.
 
         Raises:
             _Foreign: the index was folded from another journal.
             InvalidDocument: the journal's last link is wrong.
         """
-        with self._connection() as conn:
-            if len(records) < overlap or not is_head(Sql(conn, "sqlite"), records[-1]):
-                raise _Foreign("the journal does not have the entry that the index was folded up to")
+        if len(records) < overlap or not is_head(row, records[-1]):
+            raise _Foreign("the journal does not have the entry that the index was folded up to")
         if overlap == 2:
             check_chain((records[0].seq, records[0].chain), records[1:])
         self._linked = True
@@ -274,8 +274,8 @@ class PrivateLedger:
 
     # --- what helps others to begin ------------------------------------------------------------
 
-    def _begin(self) -> Head:
-        """Begin an empty index with the newest checkpoint that fits the journal; return the head."""
+    def _begin(self) -> HeadRow | None:
+        """Begin an empty index with the newest checkpoint that fits the journal; return its head."""
         with self._lock:
             if not self._begun and self._shelved is not None:
                 for one in self._shelved.shelf.checkpoints():
@@ -283,7 +283,7 @@ class PrivateLedger:
                         break
             self._begun = True
         with self._connection() as conn:
-            return read_head(Sql(conn, "sqlite"))
+            return head_row(Sql(conn, "sqlite"))
 
     def _loaded(self, shelved: Shelved, one: Checkpoint) -> bool:
         """Copy a checkpoint into the index; return whether the index is no longer empty."""

@@ -25,13 +25,22 @@ from modelhub_sdk.errors import (
     UnsafeStore,
     shown,
 )
+from modelhub_sdk.formats import codec
 from modelhub_sdk.hidden import HiddenOptions, shielded
 from modelhub_sdk.index import schema
 from modelhub_sdk.index.sql import Sql
 from modelhub_sdk.ports import MAX_NOTE, NOTE_ID, Note, Record, SequenceTaken
 from modelhub_sdk.stores import mounts
 from modelhub_sdk.stores.connections import PATIENCE, Pool, sqlite_connect, sqlite_damage, wait_for_lock, wipe
-from modelhub_sdk.stores.ledger import Head, apply, check_chain, is_head, missing_entry, read_head
+from modelhub_sdk.stores.ledger import (
+    HeadRow,
+    apply,
+    check_chain,
+    head_row,
+    is_head,
+    missing_entry,
+    read_head,
+)
 from modelhub_sdk.stores.private import PrivateLedger
 
 log = logging.getLogger("modelhub_sdk")
@@ -794,11 +803,12 @@ class SharedLedger:
 
         The index's own word about its head is compared with the journal first, as the next entry links to it.
         """
-        head = read_head(sql)
+        row = head_row(sql)
+        head = (0, codec.GENESIS) if row is None else row[:2]
         overlap = min(2, head[0])  # the head's entry, and the one that it links to
         records = self.store.page(sql, head[0] - overlap, _BATCH)
-        if head[0]:
-            self._check_head(sql, head, records[:overlap])
+        if row is not None:
+            self._check_head(sql, row, records[:overlap])
         moved = False
         while len(records) > overlap:
             full = len(records) == _BATCH
@@ -809,12 +819,12 @@ class SharedLedger:
             records = self.store.page(sql, last, _BATCH) if full else []
         return moved
 
-    def _check_head(self, sql: Sql, head: Head, records: Sequence[Record]) -> None:
+    def _check_head(self, sql: Sql, row: HeadRow, records: Sequence[Record]) -> None:
         """Raise InvalidDocument unless *records*, which end with the head's entry, link up and are what was folded."""
-        own = records[-1] if records and records[-1].seq == head[0] else None
-        if own is None or not is_head(sql, own):
+        own = records[-1] if records and records[-1].seq == row[0] else None
+        if own is None or not is_head(row, own):
             (last,) = sql.one("SELECT coalesce(max(seq), 0) FROM modelhub_journal") or (0,)
-            raise self._foreign_index(head[0], last, None if own is None else own.chain)
+            raise self._foreign_index(row[0], last, None if own is None else own.chain)
         if len(records) == 2:
             check_chain((records[0].seq, records[0].chain), records[1:])
 
