@@ -32,6 +32,7 @@ from modelhub_sdk.formats import codec
 from modelhub_sdk.index import runs
 from modelhub_sdk.index.queries import View
 from modelhub_sdk.ports import Record, RemembersErasures, Store
+from modelhub_sdk.stores.ledger import check_chain
 
 _AT_ONCE = 500  # records whose private parts are in memory together
 _ONE_BY_ONE = 16  # records that are erased one by one; more of them together
@@ -259,6 +260,7 @@ class _Findings:
     core: Core
     person: Person
     seq: int = 0
+    chain: str = codec.GENESIS
     names: list[Item] = field(factory=list)
     values: list[Item] = field(factory=list)
     erased: list[Item] = field(factory=list)
@@ -268,12 +270,17 @@ class _Findings:
     traces: dict[str, bool] = field(factory=dict)
 
     def read(self) -> None:
-        """Read what the journal has by now."""
+        """Read what the journal has by now.
+
+        Raises:
+            InvalidDocument: an entry was changed: what it said before cannot be searched.
+        """
         for record in self.core.place.store.read(self.seq):
-            body, private = record.body.decode(), record.private.decode("utf-8", "replace")
+            check_chain((self.seq, self.chain), [record])
+            body, private = record.body.decode("utf-8", "replace"), record.private.decode("utf-8", "replace")
             if self.person.may_be_in(private) or self.person.may_be_in(body) or '"traceback":' in body:
                 self._add(codec.decode(record))
-            self.seq = record.seq
+            self.seq, self.chain = record.seq, record.chain
 
     def left(self, view: View) -> tuple[list[Item], list[Item], list[Item]]:
         """Return what is to be erased and is not yet: names, values, and what is only erased."""

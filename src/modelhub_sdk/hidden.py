@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from types import NoneType
 from typing import Any, TypeVar
+
+from modelhub_sdk.errors import InvalidDocument
 
 T = TypeVar("T")
 
@@ -38,7 +41,13 @@ class HiddenOptions(Mapping[str, Any]):
 
     __slots__ = ("_values",)
 
-    def __init__(self, values: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, values: Any = None) -> None:
+        if not isinstance(values, (Mapping, NoneType)):
+            kind, values = type(values).__name__, None  # it may be a password
+            raise InvalidDocument(
+                f"storage_options= is of the type {kind}, and must be a mapping of names to values.",
+                hint="Pass for example storage_options={'endpoint_url': 'http://localhost:9000'}.",
+            )
         self._values = {**values} if values is not None else {}
 
     def __repr__(self) -> str:

@@ -33,7 +33,7 @@ from modelhub_sdk.errors import Conflict, InvalidName, ModelHubError, NotFound, 
 from modelhub_sdk.formats import codec
 from modelhub_sdk.hidden import HiddenOptions
 from modelhub_sdk.ports import Record, RemembersErasures, SequenceTaken
-from modelhub_sdk.stores.ledger import check_gaps
+from modelhub_sdk.stores.ledger import check_chain, check_gaps
 from modelhub_sdk.stores.opening import Place, connect
 from modelhub_sdk.uses import waiting
 
@@ -173,9 +173,12 @@ def _common(core: Core, place: Place) -> int:
             f"At {shown(store.url, 200)} is another registry.",
             hint="Copy to a place where there is none yet (do not open it before), or to an earlier copy.",
         )
-    there = 1
+    there, before = 1, first
+    check_chain((0, codec.GENESIS), [first])
     ours = iter(core.place.store.read(1))
     for record in store.read(1):
+        check_chain((before.seq, before.chain), [record])
+        before = record
         own = next(ours, None)
         if own is None or own.chain != record.chain:
             raise Conflict(
@@ -291,12 +294,16 @@ def _parts(core: Core, after: int, last: int) -> Iterator[list[tuple[Record, ev.
 
 
 def _batches(core: Core, after: int, last: int) -> Iterator[list[Record]]:
+    store = core.place.store
+    previous = next(iter(store.read(after - 1, limit=1)), None) if after else None
+    chain = codec.GENESIS if previous is None else previous.chain
     while after < last:
-        records = list(core.place.store.read(after, limit=min(_BATCH, last - after)))
+        records = list(store.read(after, limit=min(_BATCH, last - after)))
         if not records:
             raise StoreUnavailable(f"The journal of {shown(core.url, 200)} ends before entry {after + 1}.")
+        check_chain((after, chain), records)
         yield records
-        after = records[-1].seq
+        after, chain = records[-1].seq, records[-1].chain
 
 
 def _sent(

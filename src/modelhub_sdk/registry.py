@@ -1448,12 +1448,19 @@ class Registry(RegistryView):
             )
         artifacts, storage_options = hidden_place(artifacts), HiddenOptions(storage_options)
         if ref is None and isinstance(other, Registry):
-            return moving.copy_into(self._core, other._core, artifacts=artifacts, progress=progress)
-        other = other if isinstance(other, Registry) else hidden_place(other)
+            core = other._core
+            return shielded(
+                lambda: moving.copy_into(self._core, core, artifacts=artifacts, progress=progress),
+                ModelHubError,
+            )
+        target = other = other if isinstance(other, Registry) else hidden_place(other)
         if ref is not None:
-            return self._sent(other, version_uri(ref), artifacts, storage_options, progress)
-        return moving.copy(
-            self._core, other, artifacts=artifacts, storage_options=storage_options, progress=progress
+            return self._sent(target, version_uri(ref), artifacts, storage_options, progress)
+        return shielded(
+            lambda: moving.copy(
+                self._core, target, artifacts=artifacts, storage_options=storage_options, progress=progress
+            ),
+            ModelHubError,
         )
 
     def _sent(

@@ -26,7 +26,7 @@ from modelhub_sdk.blobs.parallel import each
 from modelhub_sdk.blobs.readers import OwnReader
 from modelhub_sdk.blobs.sources import Source, from_bytes, from_file
 from modelhub_sdk.blobs.store import BlobStore, local_path
-from modelhub_sdk.core import Core, journal_of, opened
+from modelhub_sdk.core import LARGEST_DOCUMENT, Core, journal_of, opened
 from modelhub_sdk.domain import events as ev
 from modelhub_sdk.domain.entities import RepairItem, RepairReport
 from modelhub_sdk.errors import (
@@ -156,11 +156,14 @@ def _add_listed(core: Core, documents: Sequence[_Document], needs: _Needs) -> No
         with suppress(ModelHubError, ValueError, KeyError, TypeError):
             if document.event is not None:
                 for digest in kept_outputs(
-                    document.event, lambda digest: blobs.read(digest, elsewhere=False)
+                    document.event,
+                    lambda digest: blobs.read(digest, elsewhere=False, at_most=LARGEST_DOCUMENT),
                 ):
                     needs.add(digest, None, document.uri)
                 continue
-            for file in manifest.decode(blobs.read(document.digest, elsewhere=False), source=document.uri):
+            for file in manifest.decode(
+                blobs.read(document.digest, elsewhere=False, at_most=LARGEST_DOCUMENT), source=document.uri
+            ):
                 if document.purge is None or document.purge.why(file.path) is None:
                     needs.add(file.digest, file.size, document.uri)
                 else:
@@ -304,6 +307,9 @@ def _local(core: Core, source: Any) -> str | None:
         return None  # may hold a password: `opened` says what is wrong with it, and quotes nothing
     if path is not None and not os.path.exists(path):
         raise NotFound(f"There is nothing at {shown(path, 200)}.", hint="Check the path.")
+    if path is not None and not os.path.isdir(path):
+        with disk.translated("read", path):
+            os.close(disk.open_regular(path, follow=True)[0])  # a pipe would be waited for, for ever
     return path
 
 

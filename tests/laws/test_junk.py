@@ -14,6 +14,7 @@ import tempfile
 import textwrap
 import zlib
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -446,3 +447,53 @@ def test_a_checkpoint_with_a_million_tables(tmp_path: Path) -> None:
     conn = sqlite3.connect(tmp_path / "x", isolation_level=None)
     assert not _is_sound(conn, Checkpoint(1, schema.SCHEMA, codec.GENESIS))
     conn.close()
+
+
+def test_an_id_that_is_not_utf8_stops_nobody(tmp_path: Path) -> None:
+    """SQLite keeps texts that are not UTF-8: as a note's id such a text is passed over and counted."""
+    with hub.open(f"sqlite:///{tmp_path}/r.db", user="tester") as reg:
+        reg.register("m", {"a": b"1"})
+        with closing(sqlite3.connect(tmp_path / "r.db", isolation_level=None)) as conn:
+            conn.execute("INSERT INTO modelhub_inbox VALUES (CAST(x'61ff' AS TEXT), x'7b7d')")
+            conn.execute("INSERT INTO modelhub_inbox VALUES (x'ff00', x'7b7d')")
+        reg.resolve("m/v1")
+        assert len(list(reg.uses("m/v1"))) == 1
+        reg.collect_garbage(dry_run=False)
+        verification = reg.verify()
+        assert verification.ok
+        assert "2 things" in verification.remarks[0]
+        assert reg.register("m", {"a": b"2"}).number == 2
+
+
+def test_a_dropped_inbox_is_made_again(tmp_path: Path) -> None:
+    """A table that is missing beside the index is made by the next handle that may write."""
+    url = f"sqlite:///{tmp_path}/r.db"
+    with hub.open(url, user="tester") as reg:
+        reg.register("m", {"a": b"1"})
+    with closing(sqlite3.connect(tmp_path / "r.db", isolation_level=None)) as conn:
+        conn.execute("DROP TABLE modelhub_inbox")
+        conn.execute("DROP TABLE modelhub_erased")
+    with hub.open(url, user="tester") as reg:
+        reg.resolve("m/v1")
+        assert len(list(reg.uses("m/v1"))) == 1
+
+
+@pytest.mark.parametrize("suffix", ["", "-journal", "-wal", "-shm"])
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_pipe_for_a_file_of_sqlite(suffix: str, read_only: bool, tmp_path: Path) -> None:
+    """A pipe in the place of a database, or of what SQLite keeps beside it, is a typed error and never waited for."""
+    if suffix:
+        with hub.open(f"sqlite:///{tmp_path}/r.db", user="tester") as reg:
+            reg.register("m", {"a": b"1"})
+    path = Path(f"{tmp_path}/r.db{suffix}")
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    with pytest.raises(hub.ModelHubError, match="FIFO"):
+        hub.open(f"sqlite:///{tmp_path}/r.db", user="tester", read_only=read_only)
+
+
+def test_repair_waits_for_no_pipe(tmp_path: Path) -> None:
+    """A pipe as a source of `repair` is a typed error."""
+    os.mkfifo(tmp_path / "pipe")
+    with hub.open("memory://", user="tester") as reg, pytest.raises(hub.ModelHubError, match="FIFO"):
+        reg.repair(tmp_path / "pipe")

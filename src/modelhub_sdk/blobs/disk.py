@@ -385,6 +385,20 @@ def sweep(folder: Name, *, older_than: float | None = None, stem: str | None = N
 # --------------------------------------------------------------------------- reading
 
 
+def check_regular(path: str) -> None:
+    """Make sure that nothing lies at *path* which waits for somebody else when it is opened.
+
+    Raises:
+        StoreUnavailable: a FIFO, device or socket lies there.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise unavailable(NotAFile(errno.EINVAL, f"it is a {_kind(mode)}, not a file"), "use", path)
+
+
 def open_regular(
     path: Name | os.PathLike[str], *, dir_fd: int | None = None, follow: bool = False
 ) -> tuple[int, os.stat_result]:

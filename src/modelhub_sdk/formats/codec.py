@@ -150,6 +150,14 @@ def chain(previous: str, seq: int, scope: str, body: bytes) -> str:
     ).hexdigest()
 
 
+def is_link(text: object) -> bool:
+    """Return whether *text* has the form of a chain digest: 64 lower-case hex digits."""
+    return isinstance(text, str) and _LINK.fullmatch(text) is not None
+
+
+_LINK = re.compile(r"[0-9a-f]{64}")
+
+
 def encode(entry: Entry, texts: Mapping[str, tuple[str, str]], previous: str) -> Record:
     """Return *entry* as a record whose chain follows *previous*; *texts* are the sealer's.
 

@@ -116,9 +116,10 @@ class Pool:
             try:
                 yield conn
             except BaseException as error:
+                # Rolled back in any case: a connection that an error's frames keep alive would keep its lock.
+                settled = _settled(conn)
                 # Our own refusals leave a sound connection behind; after anything else it is not trusted.
-                sound = isinstance(error, (ModelHubError, SequenceTaken)) and _settled(conn)
-                self._give_back(conn, sound=sound)
+                self._give_back(conn, sound=settled and isinstance(error, (ModelHubError, SequenceTaken)))
                 raise
             self._give_back(conn, sound=True)
         finally:

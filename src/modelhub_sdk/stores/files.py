@@ -468,11 +468,7 @@ def _parsed(data: bytes, seq: int, where: str) -> Record:
         if len(lines) != 4 or lines[3]:
             raise ValueError
         header = json.loads(lines[0])
-        if (
-            header["seq"] != seq
-            or not isinstance(header["scope"], str)
-            or not isinstance(header["chain"], str)
-        ):
+        if header["seq"] != seq or not isinstance(header["scope"], str) or not codec.is_link(header["chain"]):
             raise ValueError
         bytes.fromhex(header["chain"])
     except (ValueError, KeyError, TypeError):

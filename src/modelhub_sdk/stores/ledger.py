@@ -96,6 +96,12 @@ def head_row(sql: Sql) -> HeadRow | None:
     return sql.one("SELECT seq, chain, at FROM @head WHERE one = 1")
 
 
+def has_types(row: HeadRow) -> bool:
+    """Return whether *row* may be a head at all; SQLite keeps any value in any column."""
+    seq, chain, at = row
+    return type(seq) is int and seq > 0 and codec.is_link(chain) and type(at) is int
+
+
 def is_head(row: HeadRow | None, record: Record) -> bool:
     """Return whether *row*, the head of an index, is what folding *record* last makes it, its time included.
 

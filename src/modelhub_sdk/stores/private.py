@@ -42,7 +42,16 @@ from modelhub_sdk.stores.connections import (
     wait_for_lock,
     wipe,
 )
-from modelhub_sdk.stores.ledger import Head, HeadRow, apply, check_chain, head_row, is_head, read_head
+from modelhub_sdk.stores.ledger import (
+    Head,
+    HeadRow,
+    apply,
+    check_chain,
+    has_types,
+    head_row,
+    is_head,
+    read_head,
+)
 
 log = logging.getLogger("modelhub_sdk")
 
@@ -77,7 +86,7 @@ class PrivateLedger:
         self._memory: sqlite3.Connection | None = None
         self._checked = False
         self._linked = False  # whether the last entry was seen to link to the one before it
-        self._complete = False  # whether all folders of the journal were seen to have no gap
+        self._completed = float("-inf")  # when all folders of the journal were last seen to have no gap
         self._gaps_checked = float("-inf")  # when the journal was last seen to have no gap at its end
         self._seen = 0  # the entry that this handle's index was folded up to, at least
         self._discarded = 0
@@ -222,6 +231,8 @@ class PrivateLedger:
             row = head_row(Sql(conn, "sqlite"))
         if row is None and not self._begun:
             row = self._begin()
+        if row is not None and not has_types(row):
+            raise _Foreign("the head of the index is damaged")
         head = (0, codec.GENESIS) if row is None else row[:2]
         if self._tidied < 0:
             self._tidied = head[0]
@@ -364,7 +375,8 @@ class PrivateLedger:
                 with self._connection() as conn:
                     conn.execute("BEGIN")
                     sql = Sql(conn, "sqlite")
-                    whole = read_head(sql)[0] >= self._seen
+                    seq = read_head(sql)[0]
+                    whole = type(seq) is int and seq >= self._seen
                     if whole:
                         yield sql
                     conn.execute("COMMIT")
@@ -388,9 +400,9 @@ class PrivateLedger:
         """One attempt to commit; the index is locked while the rule decides, not while bytes travel."""
         with self._turn():
             self._catch_up(check=True)
-            if not self._complete:
+            if time.monotonic() - self._completed > _GAPS_EVERY:
                 ledger.check_gaps(self.store)
-                self._complete = True
+                self._completed = time.monotonic()
             try:
                 with self._connection() as conn:
                     conn.execute("BEGIN IMMEDIATE")

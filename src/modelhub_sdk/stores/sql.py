@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import select
 import sqlite3
 import time
@@ -13,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from modelhub_sdk.blobs.disk import check_regular
 from modelhub_sdk.domain.events import Entry
 from modelhub_sdk.errors import (
     Busy,
@@ -33,6 +35,7 @@ from modelhub_sdk.ports import MAX_NOTE, NOTE_ID, Note, Record, SequenceTaken
 from modelhub_sdk.stores import mounts
 from modelhub_sdk.stores.connections import PATIENCE, Pool, sqlite_connect, sqlite_damage, wait_for_lock, wipe
 from modelhub_sdk.stores.ledger import (
+    Head,
     HeadRow,
     apply,
     check_chain,
@@ -92,11 +95,33 @@ _IS_NOTE = {
 }
 
 
+class _Undecodable(bytes):
+    """A text of SQLite that is not UTF-8."""
+
+
+def _decoded(data: bytes) -> object:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return _Undecodable(data)
+
+
 def _is_note_id(note_id: object) -> bool:
     """Return whether a cell of the inbox is a note's id; SQLite keeps bytes in a column of texts too."""
     return isinstance(note_id, str) and NOTE_ID.fullmatch(note_id) is not None
 
 
+_OWN = {
+    dialect: [
+        re.split(r" (?:TABLE|INDEX) IF NOT EXISTS ", text)[1].split()[0]
+        for text in statements
+        if "CREATE" in text
+    ]
+    for dialect, statements in _DDL.items()
+}
+"""The names of the tables and indexes beside the index of this release."""
+
+_ENTRY = f"{schema.PREFIX}entry"
 _ERASE = "UPDATE modelhub_journal SET private = ? WHERE seq = ?"
 
 
@@ -129,7 +154,10 @@ class SqlStore:
             better = self._translated(error, time.monotonic() - begun)
             if better is error:
                 raise
-        raise better  # out here, so that the driver's error is no context of it: it may hold the password
+        try:
+            raise better  # out here, so that the driver's error is no context of it: it may hold the password
+        finally:
+            del better  # the error and this frame would keep each other alive
 
     def create_tables(self) -> None:
         """Make the tables that are not there. Safe when many do it at once."""
@@ -148,6 +176,10 @@ class SqlStore:
 
     def index_tables(self, sql: Sql) -> dict[str, bool]:
         """Return the index tables that are there, and whether each is as this release makes it."""
+        raise NotImplementedError
+
+    def is_duplicate(self, error: Exception) -> bool:
+        """Return whether the database says that a row with that key exists."""
         raise NotImplementedError
 
     def written(self, conn: Any) -> None:
@@ -294,14 +326,10 @@ class SqlStore:
     def notes(self, limit: int, *, after: str = "", skip: Collection[str] = ()) -> list[Note]:
         """Return up to *limit* notes in the order of their ids."""
         ids: list[str] = []
-        page = "SELECT id FROM modelhub_inbox WHERE id > ? ORDER BY id LIMIT ?"
-        while len(ids) < limit:
-            with self.connection() as conn:
-                rows = [row[0] for row in Sql(conn, self.dialect).all(page, after, _BATCH)]
-            ids += [note_id for note_id in rows if _is_note_id(note_id) and note_id not in skip]
-            if len(rows) < _BATCH:
+        for page in self._note_ids(after):
+            ids += [str(note_id) for note_id in page if _is_note_id(note_id) and note_id not in skip]
+            if len(ids) >= limit:
                 break
-            after = rows[-1]
         notes: list[Note] = []
         for start in range(0, len(ids), _NOTES):
             notes += self._notes(ids[start : start + _NOTES])
@@ -323,15 +351,22 @@ class SqlStore:
 
     def strange_notes(self) -> list[str]:
         """Return the ids in the inbox that are not those of notes."""
-        page = "SELECT id FROM modelhub_inbox WHERE id > ? ORDER BY id LIMIT ?"
-        strange, after = [], ""
+        return [str(key) for page in self._note_ids("") for key in page if not _is_note_id(key)]
+
+    def _note_ids(self, after: str) -> Iterator[list[object]]:
+        """Yield the ids in the inbox after *after*, in order: what is no text in UTF-8 as bytes."""
+        key: object = after
         while True:
             with self.connection() as conn:
-                rows = [row[0] for row in Sql(conn, self.dialect).all(page, after, _BATCH)]
-            strange += [str(note_id) for note_id in rows if not _is_note_id(note_id)]
-            if len(rows) < _BATCH:
-                return strange
-            after = rows[-1]
+                keys = self._some_ids(Sql(conn, self.dialect), key)
+            yield keys
+            if len(keys) < _BATCH:
+                return
+            key = keys[-1]
+
+    def _some_ids(self, sql: Sql, after: object) -> list[object]:
+        page = "SELECT id FROM modelhub_inbox WHERE id > ? ORDER BY id LIMIT ?"
+        return [row[0] for row in sql.all(page, after, _BATCH)]
 
     def forget(self, ids: Sequence[str]) -> None:
         """Remove notes."""
@@ -373,6 +408,8 @@ class SqliteStore(SqlStore):
         self._pool = Pool(self._connect, alive=self._fresh, sqlite=True)
 
     def _connect(self) -> sqlite3.Connection:
+        for suffix in ("", "-journal", "-wal", "-shm"):
+            check_regular(f"{self.path}{suffix}")  # SQLite would wait for a pipe for ever
         before = self._inode()
         if not self.read_only:
             # Once there was a registry, an empty file in its place would only hide that it is gone.
@@ -436,7 +473,7 @@ class SqliteStore(SqlStore):
                 hint="Choose another file name for the registry.",
             )
         self._made = "modelhub_journal" in names
-        return self._made, {schema.HEAD.full_name, "modelhub_journal_seq"} <= names
+        return self._made, {schema.HEAD.full_name, *_OWN["sqlite"]} <= names
 
     def create_tables(self) -> None:
         """Make the file and its tables."""
@@ -448,6 +485,22 @@ class SqliteStore(SqlStore):
     def _begin(self, conn: Any) -> datetime | None:
         wait_for_lock(conn, "BEGIN IMMEDIATE")
         return None
+
+    def _some_ids(self, sql: Sql, after: object) -> list[object]:
+        """Return ids as bytes first: SQLite keeps texts that are not UTF-8, and Python cannot read them as text."""
+        is_text = isinstance(after, (str, _Undecodable))
+        key = after.encode() if isinstance(after, str) else after
+        rows = sql.all(
+            "SELECT typeof(id), CAST(id AS BLOB) FROM modelhub_inbox"
+            f" WHERE id > {'CAST(? AS TEXT)' if is_text else '?'} ORDER BY id LIMIT ?",
+            key,
+            _BATCH,
+        )
+        return [_decoded(data) if kind == "text" else data for kind, data in rows]
+
+    def is_duplicate(self, error: Exception) -> bool:
+        """Return whether SQLite says that a row with that key exists."""
+        return isinstance(error, sqlite3.IntegrityError)
 
     def index_tables(self, sql: Sql) -> dict[str, bool]:
         """Return the index tables that are there, and whether each is as this release makes it."""
@@ -512,6 +565,11 @@ def record_from_row(row: Sequence[Any]) -> Record:
                 f" {kind.__name__}.",
                 hint="Run reg.verify(), and restore the journal from a backup.",
             )
+    if not codec.is_link(chain):
+        raise InvalidDocument(
+            f"Entry {seq} of the journal was changed: its column chain holds no chain digest.",
+            hint="Run reg.verify(), and restore the journal from a backup.",
+        )
     return Record(seq, scope, chain, body, private)
 
 
@@ -586,9 +644,11 @@ class PostgresStore(SqlStore):
     def has_tables(self) -> tuple[bool, bool]:
         """Return whether the journal and this release's index are there."""
         with self.connection() as conn:
+            names = [schema.HEAD.full_name, *_OWN["postgresql"]]
             journal, index = conn.execute(
-                "SELECT to_regclass('modelhub_journal') IS NOT NULL, to_regclass(%s) IS NOT NULL",
-                (schema.HEAD.full_name,),
+                "SELECT to_regclass('modelhub_journal') IS NOT NULL,"
+                " (SELECT bool_and(to_regclass(name) IS NOT NULL) FROM unnest(%s::text[]) AS name)",
+                (names,),
             ).fetchone()
         return bool(journal), bool(index)
 
@@ -600,7 +660,10 @@ class PostgresStore(SqlStore):
 
     def _begin(self, conn: Any) -> datetime | None:
         conn.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-        conn.execute("SELECT one FROM modelhub_lock WHERE one = 1 FOR UPDATE")
+        lock = "SELECT one FROM modelhub_lock WHERE one = 1 FOR UPDATE"
+        if conn.execute(lock).fetchone() is None:  # without the row there is nothing to lock
+            conn.execute("INSERT INTO modelhub_lock VALUES (1) ON CONFLICT DO NOTHING")
+            conn.execute(lock)
         return self._clock(conn)
 
     @staticmethod
@@ -613,6 +676,10 @@ class PostgresStore(SqlStore):
         """The server's clock."""
         with self.connection() as conn:
             return self._clock(conn)
+
+    def is_duplicate(self, error: Exception) -> bool:
+        """Return whether PostgreSQL says that a row with that key exists."""
+        return isinstance(error, self._psycopg.errors.UniqueViolation)
 
     def index_tables(self, sql: Sql) -> dict[str, bool]:
         """Return the index tables that are there, and whether each has the columns that this release makes."""
@@ -813,11 +880,26 @@ class SharedLedger:
         while len(records) > overlap:
             full = len(records) == _BATCH
             last = records[-1].seq
-            apply(sql, head, records[overlap:])
+            self._apply(sql, head, records[overlap:])
             moved, overlap = True, 0
             head = read_head(sql)
             records = self.store.page(sql, last, _BATCH) if full else []
         return moved
+
+    def _apply(self, sql: Sql, head: Head, records: Sequence[Record]) -> None:
+        """Fold *records*; what the index has of them already, somebody set its head back from.
+
+        Raises:
+            InvalidDocument: the index knows entries that its head does not.
+        """
+        try:
+            apply(sql, head, records)
+        except Exception as error:
+            if not self.store.is_duplicate(error):
+                raise
+        else:
+            return
+        raise self._foreign_index(head[0], records[-1].seq, "")
 
     def _check_head(self, sql: Sql, row: HeadRow, records: Sequence[Record]) -> None:
         """Raise InvalidDocument unless *records*, which end with the head's entry, link up and are what was folded."""
@@ -846,10 +928,11 @@ class SharedLedger:
             sql = Sql(conn, self.store.dialect)
             self.store.check_whole(sql)
             tables = self.store.index_tables(sql)
-            seq = read_head(sql)[0] if tables.get(schema.HEAD.full_name) else 0
+            # Not what the head says, which is one cell: the entries that were folded tell what the journal had.
+            (known,) = sql.one("SELECT max(seq) FROM @entry") or (0,) if tables.get(_ENTRY) else (0,)
             (last,) = sql.one("SELECT coalesce(max(seq), 0) FROM modelhub_journal") or (0,)
-            if seq > last:
-                raise self._foreign_index(seq, last, None)
+            if isinstance(known, int) and known > last:
+                raise self._foreign_index(known, last, None)
             self._recreate(sql, tables if self.store.dialect == "postgresql" else {})
             self._catch_up(sql)
             conn.execute("COMMIT")
