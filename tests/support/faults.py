@@ -122,7 +122,7 @@ class FaultAt(contextlib.AbstractContextManager["FaultAt"]):
         self._seen = seen
         self._under = tuple(os.path.realpath(path) for path in under)
         self._calls = frozenset(calls)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # garbage may be collected while it is held, and finalizers do I/O
 
     def __repr__(self) -> str:
         what = self.fault if isinstance(self.fault, str) else errno.errorcode[self.fault]
@@ -147,6 +147,7 @@ class FaultAt(contextlib.AbstractContextManager["FaultAt"]):
         """Count the call; whether it is the one (or a later one, when sticky)."""
         if not self._befalls(kind) or not self._counts(path):
             return False
+        site = () if self._seen is None else _site(kind, path, self._seen.depth)
         with self._lock:
             if self.fired:
                 return self.sticky
@@ -155,7 +156,6 @@ class FaultAt(contextlib.AbstractContextManager["FaultAt"]):
                 if len(self.log) != self.n:
                     return False
             else:
-                site = _site(kind, path, self._seen.depth)
                 if site in self._seen:
                     return False
                 self._seen.add(site)
