@@ -36,7 +36,6 @@ from modelhub_sdk.stores.ledger import check_chain
 
 _AT_ONCE = 500  # records whose private parts are in memory together
 _ONE_BY_ONE = 16  # records that are erased one by one; more of them together
-_NOTES = 1000
 
 # --- finishing ----------------------------------------------------------------------------------------
 
@@ -98,11 +97,8 @@ def finish_before_collecting(core: Core) -> None:
 
 def forget_notes(store: Store, ids: Collection[str]) -> None:
     """Remove from the inbox the notes with these *ids*, which are in the journal."""
-    after = ""
-    while ids and (notes := store.notes(_NOTES, after=after)):
-        after = notes[-1].id
-        if waiting := [note.id for note in notes if note.id in ids]:
-            store.forget(waiting)
+    if waiting := [note.id for note in uses.each_note(store) if note.id in ids] if ids else []:
+        store.forget(waiting)
 
 
 def _erase_texts(core: Core, since: int, also: Collection[int]) -> None:

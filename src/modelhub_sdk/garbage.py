@@ -185,7 +185,7 @@ def _needed_otherwise(core: Core, view: View, lost: set[str] | None = None) -> s
     found = beside(view.events(ev.VersionAttached.kind, ev.EvaluationAdded.kind))
     found |= set(runs.documents(view))
     purged = view.purged_digests()
-    for one in _documents(view):
+    for one in documents(view):
         found.add(one.digest)
         files: Sequence[File] = ()
         try:
@@ -220,7 +220,7 @@ def _kept(event: ev.OutputsIngested, core: Core) -> set[str]:
 
 
 @frozen
-class _Document:
+class Document:
     """A manifest that is a document: of which version, and what of that was given up."""
 
     subject: str
@@ -255,11 +255,12 @@ class _Document:
         return self.purge is not None and self.purge.why(file.path) is not None
 
 
-def _documents(view: View) -> Iterator[_Document]:
+def documents(view: View) -> Iterator[Document]:
+    """Yield the manifests of models and datasets that are documents."""
     for model, number, document in view.documents():
-        yield _Document(model, f"model://{model}/v{number}", document, view.purge(model, number))
+        yield Document(model, f"model://{model}/v{number}", document, view.purge(model, number))
     for name, number, document in data.documents(view):
-        yield _Document(data.subject(name), data.version(view, name, number).uri, document, None)
+        yield Document(data.subject(name), data.version(view, name, number).uri, document, None)
 
 
 def check_manifests(core: Core, but: str) -> None:
@@ -269,11 +270,11 @@ def check_manifests(core: Core, but: str) -> None:
         NotFound: a manifest is missing; nothing may be deleted before that is mended.
     """
     with core.view() as view:
-        documents = [one for one in _documents(view) if one.uri != but]
+        others = [one for one in documents(view) if one.uri != but]
         ingested = [
             one for one in view.events(ev.OutputsIngested.kind) if isinstance(one, ev.OutputsIngested)
         ]
-    for document in documents:  # remembered by this handle, so what is deleted next need not read them again
+    for document in others:  # remembered by this handle, so what is deleted next need not read them again
         document.files(core)
     for event in ingested:
         _kept(event, core)
@@ -287,7 +288,7 @@ def stats(core: Core) -> Stats:
     with core.view() as view:
         named = [(subject, digest) for subject, digest, _ in view.all_files()]
         kept = {digest for _, digest in named} | _needed_otherwise(core, view, lost)
-        for one in _documents(view):
+        for one in documents(view):
             if one.digest not in lost:
                 named += [(one.subject, file.digest) for file in one.files(core) if not one.gave_up(file)]
         missing = (kept | lost) - set(stored) - view.external()
@@ -315,4 +316,4 @@ def _uri(subject: str) -> str:
     return f"{kind}://{name}" if colon else f"model://{subject}"
 
 
-__all__ = ["check_manifests", "collect", "free", "needed", "stats"]
+__all__ = ["Document", "check_manifests", "collect", "documents", "free", "needed", "stats"]

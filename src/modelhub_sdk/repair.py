@@ -18,6 +18,7 @@ from typing import Any
 
 from attrs import define, field, frozen
 
+from modelhub_sdk import garbage
 from modelhub_sdk.arguments import kept_outputs
 from modelhub_sdk.blobs import disk
 from modelhub_sdk.blobs import progress as bars
@@ -26,7 +27,7 @@ from modelhub_sdk.blobs.parallel import each
 from modelhub_sdk.blobs.readers import OwnReader
 from modelhub_sdk.blobs.sources import Source, from_bytes, from_file
 from modelhub_sdk.blobs.store import BlobStore, local_path
-from modelhub_sdk.core import LARGEST_DOCUMENT, Core, journal_of, opened
+from modelhub_sdk.core import Core, journal_of, opened
 from modelhub_sdk.domain import events as ev
 from modelhub_sdk.domain.entities import RepairItem, RepairReport
 from modelhub_sdk.errors import (
@@ -41,7 +42,7 @@ from modelhub_sdk.errors import (
 )
 from modelhub_sdk.formats import manifest
 from modelhub_sdk.index import data, runs
-from modelhub_sdk.index.queries import GivenUp, View
+from modelhub_sdk.index.queries import View
 
 _NAMED = 20  # things that a report names of those that need the same bytes
 _BLOB = re.compile(r"([0-9a-f]{2})/([0-9a-f]{62})")
@@ -60,9 +61,9 @@ def repair(core: Core, source: Any, *, progress: bool | None) -> RepairReport:
     with _offered(core, source) as (name, offer):
         work = _Work(core.artifacts(), offer, progress)
         with core.view() as view:
-            documents = _documents(core, view)
+            documents = _Documents.of(view)
             needs = _named_in_index(view)
-        work.mend({one.digest: _Need(None, [one.uri]) for one in documents}, "repairing documents")
+        work.mend(documents.needs(), "repairing documents")
         _add_listed(core, documents, needs)
         work.mend(needs.files, "repairing")
     return work.report(name)
@@ -95,31 +96,25 @@ class _Needs:
 
 
 @frozen
-class _Document:
-    """A stored document: of what it is, what was given up of that, and how to find out which files it lists."""
+class _Documents:
+    """The stored documents: manifests, lists of outputs, and what runs keep, which lists no files."""
 
-    uri: str
-    digest: str
-    purge: GivenUp | None = None
-    event: ev.OutputsIngested | None = None
-    lists: bool = True
+    manifests: tuple[garbage.Document, ...]
+    ingests: tuple[ev.OutputsIngested, ...]
+    kept: Mapping[str, str]
 
+    @classmethod
+    def of(cls, view: View) -> _Documents:
+        events = view.events(ev.OutputsIngested.kind)
+        ingests = tuple(e for e in events if isinstance(e, ev.OutputsIngested) and e.document)
+        return cls(tuple(garbage.documents(view)), ingests, runs.documents(view))
 
-def _documents(core: Core, view: View) -> list[_Document]:
-    found = [
-        _Document(f"model://{model}/v{number}", document, view.purge(model, number))
-        for model, number, document in view.documents()
-    ]
-    found += [
-        _Document(data.version(view, name, number).uri, document)
-        for name, number, document in data.documents(view)
-    ]
-    for event in view.events(ev.OutputsIngested.kind):
-        if isinstance(event, ev.OutputsIngested) and event.document:
-            found.append(_Document(f"run:{event.run_id}, its outputs", event.document, event=event))
-    for digest, run_id in runs.documents(view).items():
-        found.append(_Document(f"run:{run_id}, what it keeps", digest, lists=False))
-    return found
+    def needs(self) -> dict[str, _Need]:
+        """Return what needs them."""
+        uris = {document.digest: document.uri for document in self.manifests}
+        uris |= {str(event.document): f"run:{event.run_id}, its outputs" for event in self.ingests}
+        uris |= {digest: f"run:{run_id}, what it keeps" for digest, run_id in self.kept.items()}
+        return {digest: _Need(None, [uri]) for digest, uri in uris.items()}
 
 
 def _named_in_index(view: View) -> _Needs:
@@ -147,27 +142,19 @@ def _named_in_index(view: View) -> _Needs:
     return needs
 
 
-def _add_listed(core: Core, documents: Sequence[_Document], needs: _Needs) -> None:
+def _add_listed(core: Core, documents: _Documents, needs: _Needs) -> None:
     """Add what the documents list, as far as they can be read by now; those that cannot are reported themselves."""
-    blobs = core.artifacts()
-    for document in documents:
-        if not document.lists:
-            continue
-        with suppress(ModelHubError, ValueError, KeyError, TypeError):
-            if document.event is not None:
-                for digest in kept_outputs(
-                    document.event,
-                    lambda digest: blobs.read(digest, elsewhere=False, at_most=LARGEST_DOCUMENT),
-                ):
-                    needs.add(digest, None, document.uri)
-                continue
-            for file in manifest.decode(
-                blobs.read(document.digest, elsewhere=False, at_most=LARGEST_DOCUMENT), source=document.uri
-            ):
-                if document.purge is None or document.purge.why(file.path) is None:
-                    needs.add(file.digest, file.size, document.uri)
-                else:
+    for document in documents.manifests:
+        with suppress(ModelHubError):
+            for file in core.manifest(document.digest, document.uri):
+                if document.gave_up(file):
                     needs.purged.add(file.digest)
+                else:
+                    needs.add(file.digest, file.size, document.uri)
+    for event in documents.ingests:
+        with suppress(ModelHubError, ValueError, KeyError, TypeError):
+            for digest in kept_outputs(event, core.document):
+                needs.add(digest, None, f"run:{event.run_id}, its outputs")
     for digest in needs.datums - needs.purged - set(needs.files):
         needs.add(digest, None, f"datum {digest}")
 

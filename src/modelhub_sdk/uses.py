@@ -21,7 +21,7 @@ from modelhub_sdk.errors import ModelHubError, shown
 from modelhub_sdk.formats import codec
 from modelhub_sdk.index import data
 from modelhub_sdk.index.queries import View
-from modelhub_sdk.ports import MAX_NOTE, Inspectable, Note
+from modelhub_sdk.ports import MAX_NOTE, Inspectable, Note, Store
 
 log = logging.getLogger("modelhub_sdk")
 
@@ -41,15 +41,20 @@ def waiting(core: Core, skip: Collection[str] = ()) -> Iterator[tuple[Note, Mapp
     Anybody who may note a use can leave anything there. What does not decode is set aside: this handle does not
     read it again, `damaged` counts it, and `forget_junk` removes it.
     """
+    for note in each_note(core.place.store, {*skip, *core.set_aside}):
+        raw = _parsed(note)
+        if raw is not None:
+            yield note, raw
+        elif len(core.set_aside) < _SET_ASIDE:
+            core.set_aside.add(note.id)
+
+
+def each_note(store: Store, skip: Collection[str] = ()) -> Iterator[Note]:
+    """Yield all that lies in the inbox under the id of a note, but for the ids to *skip*."""
     after = ""
-    while notes := core.place.store.notes(_PAGE, after=after, skip={*skip, *core.set_aside}):
+    while notes := store.notes(_PAGE, after=after, skip=skip):
         after = notes[-1].id
-        for note in notes:
-            raw = _parsed(note)
-            if raw is not None:
-                yield note, raw
-            elif len(core.set_aside) < _SET_ASIDE:
-                core.set_aside.add(note.id)
+        yield from notes
 
 
 def inbox(core: Core, known: Collection[str] = ()) -> Iterator[Use]:
@@ -68,13 +73,10 @@ def damaged(core: Core) -> list[str]:
     """
     store = core.place.store
     names = store.strange_notes() if isinstance(store, Inspectable) else []
-    after = ""
-    while notes := store.notes(_PAGE, after=after):
-        after = notes[-1].id
-        for note in notes:
-            raw = _parsed(note)
-            if raw is None or (raw["kind"] == "use" and _use(note, raw) is None and not _is_moving(raw)):
-                names.append(note.id)
+    for note in each_note(store):
+        raw = _parsed(note)
+        if raw is None or (raw["kind"] == "use" and _use(note, raw) is None and not _is_moving(raw)):
+            names.append(note.id)
     return names
 
 
@@ -85,11 +87,8 @@ def forget_junk(core: Core) -> int:
     it stays. What is one, but of a kind or with values that this release does not know, stays. So does what
     this user may not read.
     """
-    junk: list[str] = []
-    after = ""
-    while notes := core.place.store.notes(_PAGE, after=after):
-        after = notes[-1].id
-        junk += [note.id for note in notes if (note.junk or note.body) and _parsed(note) is None]
+    notes = each_note(core.place.store)
+    junk = [note.id for note in notes if (note.junk or note.body) and _parsed(note) is None]
     for note_id in junk:
         with suppress(ModelHubError):  # a folder, say: it stays, and is passed over
             core.place.store.forget([note_id])

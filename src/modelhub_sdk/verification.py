@@ -342,7 +342,7 @@ class _Walk:
                 f"Entry {record.seq} was changed: its chain digest is not that of its content."
             )
         self.seq = record.seq
-        self.digest = record.chain if _is_digest(record.chain) else expected or self.digest
+        self.digest = record.chain if codec.is_link(record.chain) else expected or self.digest
         return linked
 
     def _decode(self, record: Record) -> Entry | None:
@@ -423,7 +423,7 @@ class _Walk:
                 " Restore its private part from a backup; an interrupted copy_to is finished by calling it again."
             )
         self._add_packed()
-        erased = erased_commitments(self.core, View(self.fresh))
+        erased = View(self.fresh).all_redacted()
         replaced = View(self.fresh).texts(digest for digests in erased.values() for digest in digests)
         kept = {
             digest
@@ -440,7 +440,7 @@ class _Walk:
 
     def _gone(self) -> dict[int, int]:
         """Return how many texts each entry lacks that were not erased by an entry folded so far."""
-        erased = erased_commitments(self.core, View(self.fresh)) if self.missing else {}
+        erased = View(self.fresh).all_redacted() if self.missing else {}
         left = {seq: len(digests - erased.get(seq, set())) for seq, digests in self.missing.items()}
         return {seq: count for seq, count in left.items() if count}
 
@@ -453,11 +453,6 @@ class _Walk:
                     self.stored[record.seq] = self.stored.get(record.seq, frozenset()) | texts
 
 
-def erased_commitments(core: Core, view: View) -> dict[int, set[str]]:
-    """Return the commitments whose texts the journal says were erased, by entry. *view* is folded from the journal."""
-    return view.all_redacted()
-
-
 def _folded(fresh: Sql, entries: list[Entry]) -> Exception | None:
     """Fold *entries*, all or none; return why they do not fold."""
     fresh.run("BEGIN")
@@ -468,10 +463,6 @@ def _folded(fresh: Sql, entries: list[Entry]) -> Exception | None:
         return error
     fresh.run("COMMIT")
     return None
-
-
-def _is_digest(value: object) -> bool:
-    return isinstance(value, str) and len(value) == 64 and not set(value) - set("0123456789abcdef")
 
 
 # --- the bytes ----------------------------------------------------------------------------------------
@@ -589,4 +580,4 @@ class _Stored:
         return files
 
 
-__all__ = ["MAX_PROBLEMS", "Problems", "erased_commitments", "verify"]
+__all__ = ["MAX_PROBLEMS", "Problems", "verify"]

@@ -151,7 +151,7 @@ def chain(previous: str, seq: int, scope: str, body: bytes) -> str:
 
 
 def is_link(text: object) -> bool:
-    """Return whether *text* has the form of a chain digest: 64 lower-case hex digits."""
+    """Return whether *text* has the form of a chain digest, and of a commitment: 64 lower-case hex digits."""
     return isinstance(text, str) and _LINK.fullmatch(text) is not None
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -25,7 +24,6 @@ from modelhub_sdk.ports import Record
 
 _Reader = Callable[[Any], Iterator[str]]
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _ENTRY = frozenset({"actor", "at", "events", "format", "id", "min_reader", "scope", "seq", "via"})
 _VIA = frozenset({"host", "sdk"})
 
@@ -54,7 +52,7 @@ def commitments(body: bytes) -> Commitments:
 
 
 def _digests(values: set[Any]) -> frozenset[str]:
-    return frozenset(value for value in values if isinstance(value, str) and _DIGEST.fullmatch(value))
+    return frozenset(value for value in values if codec.is_link(value))
 
 
 # --- by type ------------------------------------------------------------------------------------------

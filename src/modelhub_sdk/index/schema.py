@@ -160,6 +160,18 @@ def definition(table: Table, dialect: str) -> str:
 
 
 @functools.cache
+def count_tables(dialect: str) -> str:
+    """Return the statement that counts the tables of the index which are there."""
+    names = ", ".join(f"'{table.full_name}'" for table in TABLES)
+    if dialect == "sqlite":
+        return f"SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name IN ({names})"
+    return (
+        "SELECT count(*) FROM pg_class WHERE relkind = 'r' AND pg_table_is_visible(oid)"
+        f" AND relname IN ({names})"
+    )
+
+
+@functools.cache
 def ddl(dialect: str) -> tuple[str, ...]:
     """Return the statements that create the index, for ``sqlite`` or ``postgresql``; all may be run again."""
     made = []

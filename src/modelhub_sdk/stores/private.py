@@ -39,7 +39,6 @@ from modelhub_sdk.stores.connections import (
     rolled_back,
     sqlite_connect,
     sqlite_damage,
-    wait_for_lock,
     wipe,
 )
 from modelhub_sdk.stores.ledger import (
@@ -58,11 +57,10 @@ log = logging.getLogger("modelhub_sdk")
 BATCH = 2000
 """Entries folded in one transaction while catching up."""
 
-_COUNT_TABLES = (
-    "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name IN"
-    f" ({', '.join(repr(table.full_name) for table in schema.TABLES)})"
+_COUNT_TABLES = schema.count_tables("sqlite")
+_GAPS_EVERY = (
+    60.0  # seconds after which a reader looks for gaps at the journal's end again, a writer in all of it
 )
-_GAPS_EVERY = 60.0  # seconds after which a reader looks for gaps at the journal's end again
 _ROOM = 256 << 20  # bytes that a checkpoint must leave free on the disk where it is unpacked
 _LONGEST = 1 << 20  # bytes of a value in the tables' list and the head of a checkpoint
 _STEPS = 50_000  # of SQLite's machine, to read them; ours take 3,000
@@ -108,7 +106,7 @@ class PrivateLedger:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 with pool.connection() as conn:
-                    wait_for_lock(conn, "PRAGMA journal_mode = WAL")
+                    conn.execute("PRAGMA journal_mode = WAL")
                     self._create(conn)
                     if _erases(conn, 0):  # whoever folded it may have been killed before it was wiped
                         wipe(conn, patient=False)
@@ -217,11 +215,19 @@ class PrivateLedger:
                     self._discard()
             else:
                 if check_gaps:
-                    ledger.check_gaps(self.store, self._seen)
-                    self._gaps_checked = time.monotonic()
+                    self._check_gaps(everywhere=check)
                 self._checked, self._discarded = True, 0
                 self._tidy()
                 return
+
+    def _check_gaps(self, *, everywhere: bool) -> None:
+        """Look for gaps at the journal's end; *everywhere* once in a while in all of it."""
+        now = time.monotonic()
+        everywhere = everywhere and now - self._completed > _GAPS_EVERY
+        ledger.check_gaps(self.store, 0 if everywhere else self._seen)
+        self._gaps_checked = now
+        if everywhere:
+            self._completed = now
 
     def _step(self, *, check: bool) -> bool:
         """Fold one batch; return True when there is nothing left to fold."""
@@ -400,9 +406,6 @@ class PrivateLedger:
         """One attempt to commit; the index is locked while the rule decides, not while bytes travel."""
         with self._turn():
             self._catch_up(check=True)
-            if time.monotonic() - self._completed > _GAPS_EVERY:
-                ledger.check_gaps(self.store)
-                self._completed = time.monotonic()
             try:
                 with self._connection() as conn:
                     conn.execute("BEGIN IMMEDIATE")

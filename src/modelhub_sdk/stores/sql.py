@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import select
 import sqlite3
 import time
@@ -39,6 +38,7 @@ from modelhub_sdk.stores.ledger import (
     HeadRow,
     apply,
     check_chain,
+    has_types,
     head_row,
     is_head,
     missing_entry,
@@ -49,35 +49,28 @@ from modelhub_sdk.stores.private import PrivateLedger
 log = logging.getLogger("modelhub_sdk")
 
 _DDL = {
-    "sqlite": (
-        "CREATE TABLE IF NOT EXISTS modelhub_journal (seq INTEGER PRIMARY KEY, scope TEXT NOT NULL,"
-        " chain TEXT NOT NULL, body BLOB NOT NULL, private BLOB NOT NULL)",
+    "sqlite": {
+        "modelhub_journal": "TABLE {} (seq INTEGER PRIMARY KEY, scope TEXT NOT NULL, chain TEXT NOT NULL,"
+        " body BLOB NOT NULL, private BLOB NOT NULL)",
         # The numbers without the bodies: counting them finds a gap without reading the journal.
-        "CREATE INDEX IF NOT EXISTS modelhub_journal_seq ON modelhub_journal (seq)",
-        "CREATE TABLE IF NOT EXISTS modelhub_inbox (id TEXT PRIMARY KEY, body BLOB NOT NULL)",
-        "CREATE TABLE IF NOT EXISTS modelhub_erased (seq INTEGER PRIMARY KEY)",
-    ),
-    "postgresql": (
-        "CREATE TABLE IF NOT EXISTS modelhub_journal (seq BIGINT PRIMARY KEY, scope TEXT NOT NULL,"
-        " chain TEXT NOT NULL, body BYTEA NOT NULL, private BYTEA NOT NULL)",
-        'CREATE TABLE IF NOT EXISTS modelhub_inbox (id TEXT COLLATE "C" PRIMARY KEY, body BYTEA NOT NULL)',
-        "CREATE TABLE IF NOT EXISTS modelhub_erased (seq BIGINT PRIMARY KEY)",
-        # The row that every writer locks: on PostgreSQL this lock is what makes a decision safe.
-        "CREATE TABLE IF NOT EXISTS modelhub_lock (one INT PRIMARY KEY)",
-        "INSERT INTO modelhub_lock VALUES (1) ON CONFLICT DO NOTHING",
-    ),
+        "modelhub_journal_seq": "INDEX {} ON modelhub_journal (seq)",
+        "modelhub_inbox": "TABLE {} (id TEXT PRIMARY KEY, body BLOB NOT NULL)",
+        "modelhub_erased": "TABLE {} (seq INTEGER PRIMARY KEY)",
+    },
+    "postgresql": {
+        "modelhub_journal": "TABLE {} (seq BIGINT PRIMARY KEY, scope TEXT NOT NULL, chain TEXT NOT NULL,"
+        " body BYTEA NOT NULL, private BYTEA NOT NULL)",
+        "modelhub_inbox": 'TABLE {} (id TEXT COLLATE "C" PRIMARY KEY, body BYTEA NOT NULL)',
+        "modelhub_erased": "TABLE {} (seq BIGINT PRIMARY KEY)",
+        # Its one row every writer locks: on PostgreSQL this lock is what makes a decision safe.
+        "modelhub_lock": "TABLE {} (one INT PRIMARY KEY)",
+    },
 }
+"""What a registry has beside the index of a release: each name with what creates it."""
+
 _BATCH = 2000
 _COUNT_EVERY = 60.0  # seconds after which a reader counts the entries again
 
-_TABLES = {
-    "sqlite": "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name IN ({})",
-    "postgresql": "SELECT count(*) FROM pg_class WHERE relkind = 'r' AND pg_table_is_visible(oid) AND relname IN ({})",
-}
-_TABLES = {
-    dialect: text.format(", ".join(f"'{table.full_name}'" for table in schema.TABLES))
-    for dialect, text in _TABLES.items()
-}
 _STATE = (
     "SELECT h.seq, h.chain, (#tables), (SELECT coalesce(max(seq), 0) FROM modelhub_journal),"
     " (SELECT chain FROM modelhub_journal WHERE seq = h.seq)"
@@ -110,16 +103,6 @@ def _is_note_id(note_id: object) -> bool:
     """Return whether a cell of the inbox is a note's id; SQLite keeps bytes in a column of texts too."""
     return isinstance(note_id, str) and NOTE_ID.fullmatch(note_id) is not None
 
-
-_OWN = {
-    dialect: [
-        re.split(r" (?:TABLE|INDEX) IF NOT EXISTS ", text)[1].split()[0]
-        for text in statements
-        if "CREATE" in text
-    ]
-    for dialect, statements in _DDL.items()
-}
-"""The names of the tables and indexes beside the index of this release."""
 
 _ENTRY = f"{schema.PREFIX}entry"
 _ERASE = "UPDATE modelhub_journal SET private = ? WHERE seq = ?"
@@ -163,7 +146,10 @@ class SqlStore:
         """Make the tables that are not there. Safe when many do it at once."""
         with self.connection() as conn:
             self._begin_ddl(conn)
-            for statement in (*_DDL[self.dialect], *schema.ddl(self.dialect)):
+            for name, text in _DDL[self.dialect].items():
+                kind, definition = text.split(" ", 1)
+                conn.execute(f"CREATE {kind} IF NOT EXISTS {definition.format(name)}")
+            for statement in schema.ddl(self.dialect):
                 conn.execute(statement)
             conn.execute("COMMIT")
 
@@ -473,7 +459,7 @@ class SqliteStore(SqlStore):
                 hint="Choose another file name for the registry.",
             )
         self._made = "modelhub_journal" in names
-        return self._made, {schema.HEAD.full_name, *_OWN["sqlite"]} <= names
+        return self._made, {schema.HEAD.full_name, *_DDL["sqlite"]} <= names
 
     def create_tables(self) -> None:
         """Make the file and its tables."""
@@ -644,7 +630,7 @@ class PostgresStore(SqlStore):
     def has_tables(self) -> tuple[bool, bool]:
         """Return whether the journal and this release's index are there."""
         with self.connection() as conn:
-            names = [schema.HEAD.full_name, *_OWN["postgresql"]]
+            names = [schema.HEAD.full_name, *_DDL["postgresql"]]
             journal, index = conn.execute(
                 "SELECT to_regclass('modelhub_journal') IS NOT NULL,"
                 " (SELECT bool_and(to_regclass(name) IS NOT NULL) FROM unnest(%s::text[]) AS name)",
@@ -741,7 +727,7 @@ class SharedLedger:
         self.store = store
         self._aside: PrivateLedger | None = None  # the index of a handle that may not write the shared one
         self._counted = float("-inf")  # when the journal was last seen to be without a gap
-        self._state = _STATE.replace("#tables", _TABLES[store.dialect])
+        self._state = _STATE.replace("#tables", schema.count_tables(store.dialect))
 
     @contextmanager
     def reading(self, *, probe: bool = True, trusting: bool = False) -> Iterator[Sql]:
@@ -788,11 +774,13 @@ class SharedLedger:
         if seq is None or tables < len(schema.TABLES):
             return False
         if type(seq) is not int or seq < 0:  # SQLite keeps any value in any column
-            raise self._foreign_index(0, last, "")
+            raise self._foreign_index(seq)
         if trusting:
             return True
-        if seq > last or link != chain:
-            raise self._foreign_index(seq, last, link)
+        if link is None:
+            raise self._lost_entry(seq, last)
+        if link != chain:
+            raise self._foreign_index(seq)
         if seq < last:
             return False
         if time.monotonic() - self._counted > _COUNT_EVERY:
@@ -800,20 +788,21 @@ class SharedLedger:
             self._counted = time.monotonic()
         return True
 
-    def _foreign_index(self, seq: int, last: int, link: str | None) -> InvalidDocument:
-        """Return the error for an index that says it was folded up to entry *seq*, which the journal does not have."""
-        where = shown(self.store.url, 200)
-        if link is None:
-            end = f"ends at entry {last}" if seq > last else f"has entry {last}"
-            return InvalidDocument(
-                f"The journal of {where} {end}, and its index was folded up to entry {seq}: entry"
-                f" {min(seq, last + 1)} was lost.",
-                hint="Restore the journal from a backup. To go on with what is left, drop the tables whose names begin"
-                f" with {schema.PREFIX}: they are made anew.",
-            )
+    def _lost_entry(self, seq: int, last: int) -> InvalidDocument:
+        """Return the error for a journal without entry *seq*, up to which its index was folded; *last* is its end."""
+        end = f"ends at entry {last}" if seq > last else f"has entry {last}"
         return InvalidDocument(
-            f"The index of {where} was not folded from entry {seq} of its journal as it is now: one of them was"
-            " changed by hand.",
+            f"The journal of {shown(self.store.url, 200)} {end}, and its index was folded up to entry {seq}: entry"
+            f" {min(seq, last + 1)} was lost.",
+            hint="Restore the journal from a backup. To go on with what is left, drop the tables whose names begin"
+            f" with {schema.PREFIX}: they are made anew.",
+        )
+
+    def _foreign_index(self, seq: object) -> InvalidDocument:
+        """Return the error for an index whose head, *seq* and the rest of it, is not that of the journal."""
+        return InvalidDocument(
+            f"The index of {shown(self.store.url, 200)} was not folded from entry {shown(seq)} of its journal as it is"
+            " now: one of them was changed by hand.",
             hint="reg.verify() checks the journal; if it names the index alone, reg.rebuild_index() makes that anew.",
         )
 
@@ -836,20 +825,24 @@ class SharedLedger:
             now = self.store._begin(conn)
             session = _SharedSession(self.store, conn, now)
             self.store.check_whole(session.sql)
-            emptied = self._empty_if_incomplete(session.sql)
-            caught_up = self._catch_up(session.sql) or emptied
+            row, emptied = self._head(session.sql)
+            caught_up = self._catch_up(session.sql, row) or emptied
             yield session
             if session.open:
                 conn.execute("COMMIT" if caught_up else "ROLLBACK")
 
-    def _empty_if_incomplete(self, sql: Sql) -> bool:
-        """Empty the index if a table or its head is missing, so that it is folded anew; return whether it was."""
-        (count,) = sql.one(_TABLES[self.store.dialect]) or (0,)
-        if count == len(schema.TABLES) and (read_head(sql)[0] or self._is_empty(sql)):
-            return False
+    def _head(self, sql: Sql) -> tuple[HeadRow | None, bool]:
+        """Return the head of the index. Without it, or a table, the index is emptied; return whether it was."""
+        (count,) = sql.one(schema.count_tables(self.store.dialect)) or (0,)
+        if count == len(schema.TABLES):
+            row = head_row(sql)
+            if row is not None and row[0]:
+                return row, False
+            if self._is_empty(sql):
+                return None, False
         log.warning("The index of %s is incomplete. It is made anew from the journal.", self.store.url)
         self._recreate(sql, self.store.index_tables(sql))
-        return True
+        return None, True
 
     @staticmethod
     def _is_empty(sql: Sql) -> bool:
@@ -865,12 +858,13 @@ class SharedLedger:
         for statement in schema.ddl(self.store.dialect):
             sql.run(statement)
 
-    def _catch_up(self, sql: Sql) -> bool:
+    def _catch_up(self, sql: Sql, row: HeadRow | None) -> bool:
         """Fold what the index has not; return whether there was anything.
 
-        The index's own word about its head is compared with the journal first, as the next entry links to it.
+        *row*, the index's own word about its head, is compared with the journal first: the next entry links to it.
         """
-        row = head_row(sql)
+        if row is not None and not has_types(row):
+            raise self._foreign_index(row[0])
         head = (0, codec.GENESIS) if row is None else row[:2]
         overlap = min(2, head[0])  # the head's entry, and the one that it links to
         records = self.store.page(sql, head[0] - overlap, _BATCH)
@@ -899,16 +893,22 @@ class SharedLedger:
                 raise
         else:
             return
-        raise self._foreign_index(head[0], records[-1].seq, "")
+        raise self._foreign_index(head[0])
 
     def _check_head(self, sql: Sql, row: HeadRow, records: Sequence[Record]) -> None:
         """Raise InvalidDocument unless *records*, which end with the head's entry, link up and are what was folded."""
-        own = records[-1] if records and records[-1].seq == row[0] else None
-        if own is None or not is_head(row, own):
-            (last,) = sql.one("SELECT coalesce(max(seq), 0) FROM modelhub_journal") or (0,)
-            raise self._foreign_index(row[0], last, None if own is None else own.chain)
+        if not records or records[-1].seq != row[0]:
+            raise self._lost_entry(row[0], self._last(sql))
+        if not is_head(row, records[-1]):
+            raise self._foreign_index(row[0])
         if len(records) == 2:
             check_chain((records[0].seq, records[0].chain), records[1:])
+
+    @staticmethod
+    def _last(sql: Sql) -> int:
+        """Return the number of the journal's last entry."""
+        (last,) = sql.one("SELECT coalesce(max(seq), 0) FROM modelhub_journal") or (0,)
+        return int(last)
 
     def erased(self, *, patient: bool = True) -> bool:
         """Leave nothing of what was erased in free pages or in the write-ahead log of a SQLite file."""
@@ -930,11 +930,11 @@ class SharedLedger:
             tables = self.store.index_tables(sql)
             # Not what the head says, which is one cell: the entries that were folded tell what the journal had.
             (known,) = sql.one("SELECT max(seq) FROM @entry") or (0,) if tables.get(_ENTRY) else (0,)
-            (last,) = sql.one("SELECT coalesce(max(seq), 0) FROM modelhub_journal") or (0,)
+            last = self._last(sql)
             if isinstance(known, int) and known > last:
-                raise self._foreign_index(known, last, None)
+                raise self._lost_entry(known, last)
             self._recreate(sql, tables if self.store.dialect == "postgresql" else {})
-            self._catch_up(sql)
+            self._catch_up(sql, None)
             conn.execute("COMMIT")
             if self.store.dialect == "postgresql":
                 sql.run("ANALYZE")
