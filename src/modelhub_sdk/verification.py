@@ -96,9 +96,10 @@ def _of_inbox(core: Core) -> tuple[str, ...]:
     if not names:
         return ()
     some = ", ".join(shown(name, 80) for name in names[:3]) + (", ..." if len(names) > 3 else "")
+    count = "1 thing that is no note" if len(names) == 1 else f"{len(names)} things that are no notes"
     return (
-        f"The inbox of {shown(core.url, 200)} holds {len(names)} things that are no notes of this release, and passes"
-        f" over them: {some}. reg.collect_garbage(dry_run=False) removes those that no release can have written.",
+        f"The inbox of {shown(core.url, 200)} holds {count} of this release: {some}. Readers skip that."
+        " reg.collect_garbage(dry_run=False) removes what no release can have written.",
     )
 
 
